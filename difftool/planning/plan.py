@@ -1,0 +1,96 @@
+"""The frozen Plan: one resolved run, as data that crosses to the worker as JSON."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Base of everything in a plan: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelPlan(Frozen):
+    """Which weights. `folder` is set where they lie on this machine; else `hub_id` is fetched by the worker."""
+
+    name: str  # as the user wrote it
+    hub_id: str | None
+    folder: str | None
+    revision: str | None
+    family: str
+    pipeline_class: str
+    builtin: bool
+
+
+class Degrees(Frozen):
+    """Ranks along each axis; their product is num_gpus. HSDP shards weights and adds no factor."""
+
+    num_gpus: int
+    dp: int
+    cfg: int
+    ring: int
+    ulysses: int
+    tp: int
+    hsdp: str | int
+
+
+class Item(Frozen):
+    """One picture, video or clip to make: the position in the batch, its seed and its complete sampling values."""
+
+    index: int
+    output: int
+    id: str
+    prompt: str
+    seed: int
+    sampling: Mapping[str, Any]
+
+
+class OutputPlan(Frozen):
+    """Where media go and what they are called. `file` names the one output of `-o x.png`."""
+
+    dir: str
+    file: str | None
+    name: str
+    format: Literal["png", "jpg", "webp", "npz"]
+    quality: int | None
+    embed_metadata: bool
+    on_collision: Literal["suffix", "overwrite", "error"]
+    return_frames: bool
+    save: bool
+
+
+class Choice(Frozen):
+    """A value `auto` chose, or a setting that is applied: shown by `difftool plan`, recorded in the dump."""
+
+    key: str
+    value: str
+    reason: str
+
+
+class Plan(Frozen):
+    """One complete run. `recipe` is the resolved recipe (a mapping that loads to the same plan).
+
+    `provenance` says where each recipe value came from: `recipe.yaml:3:5`, `--seed`, `default`, `family flux1`, ….
+    """
+
+    schema_: Literal["difftool.plan/v1"] = "difftool.plan/v1"
+    name: str
+    task: str
+    model: ModelPlan
+    degrees: Degrees
+    device: str  # auto | cpu | cuda | mps, resolved by the worker
+    stages: Mapping[str, Mapping[str, Any]]
+    items: tuple[Item, ...]
+    output: OutputPlan
+    warmup: int
+    repeats: int
+    tag: str | None
+    threads: int
+    stall_timeout_s: float
+    choices: tuple[Choice, ...]
+    recipe: Mapping[str, Any]
+    provenance: Mapping[str, str]
+    recipe_sha256: str
+    workload_sha256: str

@@ -1,0 +1,127 @@
+"""One worker process: its event pipe, its log, and its end. The worker leads a session of its own, so that one signal
+reaches everything it started.
+
+A worker is told `PLAN.json --events-fd N`. On SIGUSR1 it writes the stacks of its threads to its log, on SIGTERM it
+ends; should the launcher itself be killed, the worker ends by the parent-death signal that it asks for at its start.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from difftool.files import output_error
+
+WORKER = (sys.executable, "-m", "difftool.worker")
+GRACE_S = 5.0  # between SIGTERM and SIGKILL
+POLL_S = 0.05
+
+
+class Child:
+    """A running worker. As a context manager it leaves nothing alive, whatever the way out."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        plan: Path,
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        hurry: Callable[[], bool] = lambda: False,
+    ):
+        """`hurry()` true cuts every wait for the worker's end short."""
+        self._hurry = hurry
+        self._pending = b""
+        self.end_of_events = False
+        with _open_log(log) as sink:
+            self._events, writer = os.pipe()
+            try:
+                self._process = subprocess.Popen(
+                    [*command, str(plan), "--events-fd", str(writer)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[writer],
+                    env=dict(environment),
+                    start_new_session=True,
+                )
+            except OSError:
+                os.close(self._events)
+                raise
+            finally:
+                os.close(writer)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._events, selectors.EVENT_READ)
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            self._selector.close()
+            os.close(self._events)
+
+    def status(self) -> int | None:
+        """The exit status (negative for a signal), None while the worker runs."""
+        return self._process.poll()
+
+    def read_lines(self, seconds: float) -> list[bytes]:
+        """Waits up to `seconds`, then takes what is there. A line that the worker's death cut never completes."""
+        if self.end_of_events:
+            self.wait(seconds)
+            return []
+        while self._selector.select(seconds):
+            chunk = os.read(self._events, 1 << 16)
+            if not chunk:
+                self.end_of_events = True
+                break
+            self._pending += chunk
+            seconds = 0
+        *lines, self._pending = self._pending.split(b"\n")
+        return [line for line in lines if line.strip()]
+
+    def wait(self, seconds: float) -> bool:
+        """Waits up to `seconds` for the worker to end; whether it ended."""
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or self._hurry():
+                return False
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(left, POLL_S))
+        return True
+
+    def ask_for_stacks(self) -> None:
+        """Only the worker itself: SIGUSR1 would end a helper process that does not expect it."""
+        self._process.send_signal(signal.SIGUSR1)
+
+    def stop(self) -> None:
+        """SIGTERM to the whole group, then SIGKILL after the grace or as soon as `hurry()`."""
+        if self._process.poll() is None:
+            self._signal_group(signal.SIGTERM)
+            self.wait(GRACE_S)
+        self._signal_group(signal.SIGKILL)  # also what a worker that ended left behind
+        self._process.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        # macOS answers EPERM for a group that holds only zombies
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+def _open_log(log: Path) -> BinaryIO:
+    try:
+        return log.open("wb")
+    except OSError as error:
+        raise output_error(log, error) from error

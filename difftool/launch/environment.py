@@ -1,0 +1,18 @@
+"""The environment of a worker: threads pinned alike for one rank and many, and nothing that phones home."""
+
+from collections.abc import Mapping
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+FIXED = {
+    "PYTHONUNBUFFERED": "1",  # the log keeps the last words of a worker that dies
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def worker_environment(base: Mapping[str, str], *, threads: int, offline: bool) -> dict[str, str]:
+    """`base` with what a run depends on set. The thread count changes the last bits of a CPU result."""
+    environment = {**base, **FIXED, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment

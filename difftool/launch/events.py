@@ -1,0 +1,167 @@
+"""The events a worker sends while it runs, one JSON object a line: the one schema of that stream.
+
+The worker writes plain dictionaries and imports nothing from here; `difftool schema events` publishes this page.
+Unknown fields are kept, so that a reader of `generate --json` sees all that the worker said.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Started(_Event):
+    """The worker process runs; nothing is loaded yet."""
+
+    event: Literal["started"] = "started"
+    pid: int
+
+
+class LoadStarted(_Event):
+    """Weights are about to be read."""
+
+    event: Literal["load_started"] = "load_started"
+
+
+class ComponentLoaded(_Event):
+    """One component is in memory. `detail` is for people: `2.8M bf16 -> fp32`."""
+
+    event: Literal["component_loaded"] = "component_loaded"
+    name: str
+    detail: str = ""
+    seconds: float = Field(ge=0)
+
+
+class Loaded(_Event):
+    """Every component is in memory and every transform of the plan is applied."""
+
+    event: Literal["loaded"] = "loaded"
+    seconds: float = Field(ge=0)
+
+
+class ItemStarted(_Event):
+    """One item begins. `item` counts from 0 up to `items`; `sample` counts the repeats of one item."""
+
+    event: Literal["item_started"] = "item_started"
+    item: int = Field(ge=0)
+    items: int = Field(ge=1)
+    id: str
+    prompt: str
+    seed: int
+    phase: Literal["warmup", "sample"]
+    sample: int = Field(ge=0)
+    steps: int = Field(ge=0)
+
+
+class StageStarted(_Event):
+    """A stage of the pipeline begins."""
+
+    event: Literal["stage_started"] = "stage_started"
+    item: int = Field(ge=0)
+    stage: str
+
+
+class Step(_Event):
+    """A denoising step is done; `step` counts from 1 up to `steps`."""
+
+    event: Literal["step"] = "step"
+    item: int = Field(ge=0)
+    step: int = Field(ge=0)
+    steps: int = Field(ge=0)
+
+
+class StageFinished(_Event):
+    """A stage is done. `ms` is its device time, synchronised."""
+
+    event: Literal["stage_finished"] = "stage_finished"
+    item: int = Field(ge=0)
+    stage: str
+    ms: float = Field(ge=0)
+
+
+class Output(_Event):
+    """A media file has its final name and its final bytes."""
+
+    event: Literal["output"] = "output"
+    item: int = Field(ge=0)
+    path: str
+    sha256: str
+
+
+class ItemFinished(_Event):
+    """One item is done. `total_ms` is its forward, without load and save."""
+
+    event: Literal["item_finished"] = "item_finished"
+    item: int = Field(ge=0)
+    total_ms: float = Field(ge=0)
+
+
+class Perf(_Event):
+    """The perf dump is written."""
+
+    event: Literal["perf"] = "perf"
+    path: str
+
+
+class Heartbeat(_Event):
+    """Progress that no other event shows. Sent by the work itself, never by a timer: a timer would hide a hang."""
+
+    event: Literal["heartbeat"] = "heartbeat"
+
+
+class Error(_Event):
+    """The run is over and failed. `kind` names a class of `difftool.errors`; any other name is an internal error."""
+
+    event: Literal["error"] = "error"
+    kind: str
+    exit_code: int
+    message: str
+    hint: str | None = None
+    stage: str | None = None
+    item: int | None = None
+    item_id: str | None = None
+    traceback: str | None = None
+
+
+class Finished(_Event):
+    """The run is over and everything is written: what the process does after this cannot fail the run."""
+
+    event: Literal["finished"] = "finished"
+
+
+Event = Annotated[
+    Started
+    | LoadStarted
+    | ComponentLoaded
+    | Loaded
+    | ItemStarted
+    | StageStarted
+    | Step
+    | StageFinished
+    | Output
+    | ItemFinished
+    | Perf
+    | Heartbeat
+    | Error
+    | Finished,
+    Field(discriminator="event"),
+]
+
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def parse_event(line: bytes | str) -> Event:
+    """One line of the stream. Raises ValueError (pydantic's ValidationError is one) where it is no event."""
+    return _ADAPTER.validate_json(line)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of one line of the stream."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "difftool events: one JSON object a line",
+        **_ADAPTER.json_schema(),
+    }

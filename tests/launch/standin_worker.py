@@ -1,0 +1,182 @@
+"""A worker without a model: speaks the event protocol and then behaves, or misbehaves, as its first argument says."""
+
+import faulthandler
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    behaviour, plan_file, _, descriptor = sys.argv[1:]
+    events = os.fdopen(int(descriptor), "w", buffering=1)
+    plan = json.loads(Path(plan_file).read_text())
+
+    def send(event: str, **fields: object) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+
+    faulthandler.register(signal.SIGUSR1)
+    send("started", pid=os.getpid())
+    send("load_started")
+    send("component_loaded", name="transformer", detail="2.8M bf16 -> fp32", seconds=0.25)
+    send("loaded", seconds=0.5)
+    BEHAVIOURS[behaviour](plan, Path(plan_file).parent, send)
+
+
+def succeed(plan, records, send):
+    folder = Path(plan["output"]["dir"])
+    total = 0.0
+    for number, item in enumerate(plan["items"]):
+        begin(plan, send, number)
+        for stage, ms in (("text_encoding", 1.5), ("denoising", 40.0), ("decoding", 8.5)):
+            send("stage_started", item=number, stage=stage)
+            for step in range(1, 3) if stage == "denoising" else ():
+                send("step", item=number, step=step, steps=2)
+            send("stage_finished", item=number, stage=stage, ms=ms)
+        media = folder / (plan["output"]["file"] or f"{item['id']}.png")
+        media.write_bytes(f"{item['prompt']} {item['seed']}".encode())
+        send("output", item=number, path=str(media.absolute()), sha256=hashlib.sha256(media.read_bytes()).hexdigest())
+        send("item_finished", item=number, total_ms=50.0)
+        total += 50.0
+    perf = records / "perf.json"
+    perf.write_text(json.dumps({"schema": "difftool.perf/v1", "total_duration_ms": total}))
+    send("perf", path=str(perf.absolute()))
+    send("finished")
+
+
+def begin(plan, send, number=0):
+    item = plan["items"][number]
+    send(
+        "item_started",
+        item=number,
+        items=len(plan["items"]),
+        id=item["id"],
+        prompt=item["prompt"],
+        seed=item["seed"],
+        phase="sample",
+        sample=0,
+        steps=2,
+    )
+
+
+def in_denoising(plan, send):
+    begin(plan, send)
+    send("stage_started", item=0, stage="denoising")
+    send("step", item=0, step=1, steps=2)
+    Path(plan["output"]["dir"], ".half.png.difftool-tmp").write_bytes(b"half a picture")
+
+
+def report(kind, exit_code, message, hint=None, traceback=None):
+    def behave(plan, records, send):
+        in_denoising(plan, send)
+        send(
+            "error",
+            kind=kind,
+            exit_code=exit_code,
+            message=message,
+            hint=hint,
+            stage="denoising",
+            item=0,
+            item_id="red",
+            traceback=traceback,
+        )
+        sys.exit(exit_code)
+
+    return behave
+
+
+def end_by(number):
+    def behave(plan, records, send):
+        in_denoising(plan, send)
+        print("last words of the worker", flush=True)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    return behave
+
+
+def leave_with_3(plan, records, send):
+    in_denoising(plan, send)
+    print("\x1b[31mlast words of the worker\x1b[0m", flush=True)
+    os._exit(3)
+
+
+def leave_early(plan, records, send):
+    sys.exit(0)
+
+
+def fail_at_import(plan, records, send):
+    import no_such_module_of_difftool  # noqa: F401
+
+
+def hang_in_the_denoiser(plan, records, send):
+    in_denoising(plan, send)
+    time.sleep(60)
+
+
+def hang_deaf(plan, records, send):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang_in_the_denoiser(plan, records, send)
+
+
+def hang_with_grandchild(plan, records, send):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (records / "grandchild").write_text(str(child.pid))
+    hang_in_the_denoiser(plan, records, send)
+
+
+def leave_grandchild(plan, records, send):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (records / "grandchild").write_text(str(child.pid))
+    succeed(plan, records, send)
+
+
+def crash_after_the_end(plan, records, send):
+    succeed(plan, records, send)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def print_environment(plan, records, send):
+    print(json.dumps(dict(os.environ)))
+    print("stdin:", repr(sys.stdin.read()), file=sys.stderr)
+    succeed(plan, records, send)
+
+
+def garble(plan, records, send):
+    send("started", pid="not a number")
+    time.sleep(60)
+
+
+def cut_a_line(plan, records, send):
+    send("heartbeat")
+    os.write(int(sys.argv[-1]), b'{"event": "finis')
+    os._exit(3)
+
+
+TRACEBACK = "Traceback (most recent call last):\n  File \"denoising.py\", line 7, in step\nKeyError: 'rope'"
+BEHAVIOURS = {
+    "succeed": succeed,
+    "weights": report("WeightsError", 4, "transformer.safetensors ends early", "fetch it again"),
+    "recipe": report("RecipeError", 2, "the checkpoint has no negative branch"),
+    "bug": report("KeyError", 1, "'rope'", traceback=TRACEBACK),
+    "exit-3": leave_with_3,
+    "exit-0": leave_early,
+    "import-error": fail_at_import,
+    "segfault": end_by(signal.SIGSEGV),
+    "kill": end_by(signal.SIGKILL),
+    "hang": hang_in_the_denoiser,
+    "deaf": hang_deaf,
+    "hang-with-grandchild": hang_with_grandchild,
+    "leave-grandchild": leave_grandchild,
+    "crash-after-the-end": crash_after_the_end,
+    "environment": print_environment,
+    "garble": garble,
+    "cut-a-line": cut_a_line,
+}
+
+if __name__ == "__main__":
+    main()

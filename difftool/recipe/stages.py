@@ -1,0 +1,156 @@
+"""The `stages` section of a recipe: precision, attention, quantization, compile, tiling and offload of each stage."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from difftool.recipe.fields import Aliases, Choice, Count, Many, OneOrMany, Path, Section, Text, Whole, problem
+
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"], Aliases((("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")))
+]
+Compile = Literal["auto", "none", "regional", "full"]
+AttentionName = Annotated[
+    Literal[
+        "auto",
+        "fa",
+        "fa2",
+        "fa3",
+        "fa4",
+        "torch_sdpa",
+        "cudnn",
+        "sage_attn",
+        "sage_attn_3",
+        "flex",
+        "aiter",
+        "sliding_tile_attn",
+        "video_sparse_attn",
+        "vmoba_attn",
+    ],
+    Aliases(
+        (
+            ("native", "torch_sdpa"),
+            ("_native_cudnn", "cudnn"),
+            ("flash", "fa2"),
+            ("flash_hub", "fa2"),
+            ("_flash_3", "fa3"),
+            ("_flash_3_hub", "fa3"),
+            ("sage", "sage_attn"),
+        )
+    ),
+]
+
+
+class AttentionChoice(Choice):
+    """An attention backend with its options."""
+
+    name: AttentionName = Field(default="auto", description="backend; diffusers' names are understood too")
+    mask_strategy_file_path: Path | None = Field(default=None, description="mask file, for sliding_tile_attn only")
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="share of the attention left out, for video_sparse_attn only"
+    )
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_name(self) -> "AttentionChoice":
+        if self.mask_strategy_file_path is not None and self.name != "sliding_tile_attn":
+            raise problem("mask_strategy_file_path is an option of sliding_tile_attn only")
+        if self.sparsity is not None and self.name != "video_sparse_attn":
+            raise problem("sparsity is an option of video_sparse_attn only")
+        return self
+
+
+class Attention(AttentionChoice):
+    """The attention backend of the denoiser, as a whole or apart for self- and cross-attention."""
+
+    self_: AttentionChoice | None = Field(default=None, alias="self", description="self-attention, if it differs")
+    cross: AttentionChoice | None = Field(default=None, description="cross-attention, if it differs")
+
+    def of(self, kind: Literal["self", "cross"]) -> AttentionChoice:
+        """The choice that holds for one kind of attention."""
+        own = self.self_ if kind == "self" else self.cross
+        shared = {"name": self.name, "mask_strategy_file_path": self.mask_strategy_file_path, "sparsity": self.sparsity}
+        return own or AttentionChoice.model_validate(shared)
+
+
+class Quantization(Choice):
+    """Low-precision matrix products. Lossy, so never chosen by `auto`."""
+
+    name: Literal["none", "fp8", "int8"] = Field(default="none", description="number format of weights and activations")
+    granularity: Literal["per_row", "per_tensor"] = Field(default="per_row", description="what shares one scale")
+    exclude: Many[Text] = Field(default=(), description="module name patterns left in full precision")
+
+
+class Offload(Choice):
+    """Where a stage's weights wait while it does not run."""
+
+    name: Literal["auto", "none", "after_use", "module", "layerwise"] = Field(
+        default="auto", description="none keeps them on the device; layerwise streams them block by block"
+    )
+    prefetch: Whole | None = Field(default=None, description="blocks fetched ahead, for layerwise only; null = 1")
+
+    @model_validator(mode="after")
+    def _prefetch_needs_layerwise(self) -> "Offload":
+        if self.prefetch is not None and self.name != "layerwise":
+            raise problem("prefetch is an option of layerwise only")
+        return self
+
+
+class Tiling(Choice):
+    """Decoding in overlapping tiles: less memory, not bit-equal to decoding at once."""
+
+    words: ClassVar = {True: "on", False: "none"}
+    name: Literal["auto", "none", "on"] = Field(default="auto", description="true and false stand for on and none")
+    tile_sample_min_height: Count | None = Field(default=None, description="tile height in pixels; null = VAE default")
+    tile_sample_min_width: Count | None = Field(default=None, description="tile width in pixels; null = VAE default")
+    tile_sample_min_num_frames: Count | None = Field(default=None, description="frames per tile; null = VAE default")
+    tile_sample_stride_height: Count | None = Field(default=None, description="pixels between tiles, down")
+    tile_sample_stride_width: Count | None = Field(default=None, description="pixels between tiles, across")
+    tile_sample_stride_num_frames: Count | None = Field(default=None, description="frames between tiles")
+
+
+class TextEncoding(Section):
+    """Prompt to embeddings."""
+
+    precision: OneOrMany[Precision] = Field(default="auto", description="one, or a list with one per text encoder")
+    offload: Offload = Field(default_factory=Offload, description="where the encoders wait")
+    quantization: Quantization = Field(default_factory=Quantization, description="of the encoders")
+    compile: Compile = Field(default="none", description="torch.compile of the encoders")
+    tp: Count = Field(default=1, description="tensor-parallel ranks of the encoders")
+
+
+class ImageEncoding(Section):
+    """Condition pictures to embeddings."""
+
+    precision: Precision = Field(default="auto", description="of the image encoder")
+    offload: Offload = Field(default_factory=Offload, description="where the image encoder waits")
+
+
+class Denoising(Section):
+    """The denoising loop: nearly all of the time."""
+
+    precision: Precision = Field(default="auto", description="of the transformer")
+    attention: Attention = Field(default_factory=Attention, description="attention backend")
+    quantization: Quantization = Field(default_factory=Quantization, description="of the transformer")
+    compile: Compile = Field(default="auto", description="regional compiles one block once, full the whole transformer")
+    offload: Offload = Field(default_factory=Offload, description="where the transformer waits")
+    kernels: Literal["auto", "none"] = Field(default="auto", description="difftool's own fused kernels")
+
+
+class Decoding(Section):
+    """Latents to pixels or sound."""
+
+    precision: Precision = Field(default="auto", description="of the VAE")
+    tiling: Tiling = Field(default_factory=Tiling, description="decode in tiles")
+    slicing: bool = Field(default=False, description="decode one picture of a batch at a time")
+    parallel: Literal["auto", "none", "tiled"] = Field(default="auto", description="tiled deals the tiles to all ranks")
+    offload: Offload = Field(default_factory=Offload, description="where the VAE waits")
+    compile: Compile = Field(default="none", description="torch.compile of the VAE")
+
+
+class Stages(Section):
+    """Settings live on the stage that pays for them; the order of the stages is the family's own."""
+
+    text_encoding: TextEncoding = Field(default_factory=TextEncoding, description="prompt to embeddings")
+    image_encoding: ImageEncoding = Field(default_factory=ImageEncoding, description="condition pictures to embeddings")
+    denoising: Denoising = Field(default_factory=Denoising, description="the denoising loop")
+    decoding: Decoding = Field(default_factory=Decoding, description="latents to pixels or sound")

@@ -83,3 +83,9 @@ class Interrupted(DifftoolError):
     """The user pressed Ctrl-C (130) or the process was asked to end (143)."""
 
     exit_code = 130
+
+
+class CompositionError(DifftoolError):
+    """A pipeline's stages do not fit together, or do not fit its checkpoint."""
+
+    exit_code = 3

@@ -2,8 +2,8 @@
 
     python scripts/train_shapes.py --out runs/shapes --procs 2
 
-Five stages, each seeded and resumable (run the same command again): `vae`, `latents`, `transformer` (with both text
-encoders), `decoder` (the VAE's decoder alone, on noisy latents), `export`. Step k draws its data from (seed, stage, k,
+Five stages, each seeded and resumable (run the same command again): `vae`, `latents`, `decoder` (the VAE's decoder
+alone, on noisy latents), `transformer` (with both text encoders), `export`. Step k draws its data from (seed, stage, k,
 rank), so a resumed run continues exactly. `--procs` splits every batch over processes of one thread each.
 Shapes: B batch, C latent channels, S image tokens, D token width.
 """
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from difftool.builtin.shapes import SIDE, Scene, render, scenes
 
-STAGES = ("vae", "latents", "transformer", "decoder", "export")
+STAGES = ("vae", "latents", "decoder", "transformer", "export")
 
 
 @dataclass(frozen=True)
@@ -315,9 +315,9 @@ def export(out: Path, s: Settings, rank: Rank) -> None:
         export_pipeline(out, out / "shapes-image", asdict(s))
 
 
-WORK = {"vae": train_vae, "latents": cache_latents, "transformer": train_transformer, "decoder": train_decoder,
+WORK = {"vae": train_vae, "latents": cache_latents, "decoder": train_decoder, "transformer": train_transformer,
         "export": export}
-DONE = {"vae": "vae.pt", "latents": "latents.json", "transformer": "transformer.pt", "decoder": "decoder.pt",
+DONE = {"vae": "vae.pt", "latents": "latents.json", "decoder": "decoder.pt", "transformer": "transformer.pt",
         "export": "shapes-image/model_index.json"}
 
 

@@ -94,3 +94,16 @@ class Plan(Frozen):
     provenance: Mapping[str, str]
     recipe_sha256: str
     workload_sha256: str
+
+    def item_recipe(self, item: Item) -> dict[str, Any]:
+        """The recipe that makes this one item again: without launch, output and serve, which cannot change it.
+
+        A local model is named by its folder alone: absolute paths are nobody else's business.
+        """
+        recipe = {key: value for key, value in self.recipe.items() if key not in ("launch", "output", "serve", "perf")}
+        sampling = {**recipe["sampling"], **item.sampling, "prompt": item.prompt, "seed": item.seed}
+        sampling |= {"prompts": None, "num_outputs_per_prompt": 1}
+        model = {**recipe["model"]}
+        if self.model.folder is not None:
+            model["path"] = self.model.folder.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        return {**recipe, "model": model, "sampling": sampling}

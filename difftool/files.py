@@ -1,0 +1,71 @@
+"""Writing a file whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+from difftool.errors import OutputError
+
+TEMPORARY = ".difftool-tmp"  # a half-written file is always `.<name>.difftool-tmp`, beside its target
+HINTS = {
+    errno.ENOSPC: "free some space, or choose another folder with -o",
+    errno.EDQUOT: "the quota is used up; choose another folder with -o",
+    errno.EFBIG: "the file is over the size limit of this session or file system",
+    errno.EACCES: "choose a folder you may write to with -o",
+    errno.EPERM: "choose a folder you may write to with -o",
+    errno.EROFS: "the file system is read-only; choose another folder with -o",
+    errno.ENOTDIR: "part of the path is a file; choose another folder with -o",
+}
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """The user's view of a failed write."""
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"cannot write {path}: {reason}", hint=HINTS.get(error.errno or 0, "check the path"))
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder with its parents. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Writes `data`, flushed to the disk, to the temporary name beside `path`. Raises OutputError."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise output_error(path, error) from error
+    return temporary
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`: readers see the old file or the new one. Raises OutputError."""
+    temporary = write_temporary(path, data)
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise output_error(path, error) from error
+
+
+def place_new(temporary: Path, path: Path) -> bool:
+    """Gives a finished file the name `path`; False, and nothing changed, where that name is taken."""
+    try:
+        os.link(temporary, path)  # fails, in one step, where the name is taken
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        if path.exists():  # a file system without hard links: two steps
+            return False
+        os.rename(temporary, path)
+    return True

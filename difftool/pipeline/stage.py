@@ -1,0 +1,58 @@
+"""The contract of a stage: what it reads, what it writes, and one timed call."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from difftool.pipeline.batch import Batch
+from difftool.components.loaded import Components
+from difftool.profiling.timers import Timer
+
+if TYPE_CHECKING:
+    from difftool.pipeline.config import PipelineConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides the batch. `notify(event, **values)` reports progress and never synchronises."""
+
+    components: Components
+    timer: Timer
+    notify: Callable[..., None]
+
+    @property
+    def device(self):
+        """Where the stages compute."""
+        return self.timer.platform.device
+
+
+class PipelineStage(ABC):
+    """One named part of a pipeline.
+
+    `reads` must be set before it and `writes` are set after it, by it alone; `components` are the modules it needs.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[frozenset[str]]
+    writes: ClassVar[frozenset[str]]
+    components: tuple[str, ...] = ()
+
+    def __init__(self, config: "PipelineConfig"):
+        self.config = config
+
+    @abstractmethod
+    def forward(self, batch: Batch, ctx: Context) -> Batch:
+        """Does the stage's work and returns the batch with `writes` set."""
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Verifies the inputs, runs `forward` on the clock, verifies the outputs."""
+        missing = sorted(name for name in self.reads if getattr(batch, name) is None)
+        assert not missing, f"{self.name} runs before {missing} are set"
+        ctx.notify("stage_started", stage=self.name)
+        with ctx.timer.stage(self.name):
+            after = self.forward(batch, ctx)
+        ctx.notify("stage_finished", stage=self.name, ms=ctx.timer.timings.stages[self.name])
+        changed = {f.name for f in fields(Batch) if getattr(after, f.name) is not getattr(batch, f.name)}
+        assert changed <= self.writes, f"{self.name} wrote {sorted(changed - self.writes)} besides {sorted(self.writes)}"
+        return after

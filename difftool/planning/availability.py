@@ -1,0 +1,66 @@
+"""Recipe keys that take effect. Any other key set to something else than its default is refused, never ignored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from difftool.errors import Problem
+from difftool.planning.tree import ancestors, leaves
+from difftool.recipe.schema import Recipe
+
+ANY = None
+OFF = ("auto", "none")
+
+# key or section -> the values that take effect; ANY: all that the schema allows
+AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
+    "schema": ANY,
+    "name": ANY,
+    "extends": ANY,
+    "model.path": ANY,
+    "model.id": ANY,
+    "model.revision": ANY,
+    "model.backend": ("auto", "native"),
+    "stages.text_encoding.precision": ANY,
+    "stages.text_encoding.offload": OFF,
+    "stages.denoising.precision": ANY,
+    "stages.denoising.attention": ("auto", "torch_sdpa"),
+    "stages.denoising.compile": OFF,
+    "stages.denoising.offload": OFF,
+    "stages.denoising.kernels": OFF,
+    "stages.decoding.precision": ANY,
+    "stages.decoding.tiling": OFF,
+    "stages.decoding.parallel": OFF,
+    "stages.decoding.offload": OFF,
+    "stages.image_encoding.offload": OFF,
+    "parallel": ANY,  # solved, then limited by MAX_RANKS
+    "sampling": ANY,  # checked against the family's facts
+    "sampling.scheduler.name": ("auto",),
+    "launch.device": ANY,
+    "launch.launcher": ("auto", "direct"),
+    "launch.stall_timeout_s": ANY,
+    "launch.threads": ANY,
+    "output": ANY,
+    "output.format": ("auto", "png", "jpg", "webp", "npz"),
+    "perf": ANY,
+}
+MAX_RANKS = 1
+
+
+def check_available(recipe: Mapping[str, Any]) -> list[Problem]:
+    """One problem for each key whose value would do nothing."""
+    default = dict(leaves(Recipe.model_validate({"model": "any"}).model_dump(mode="json", by_alias=True)))
+    changed = {key: value for key, value in leaves(recipe) if value != default.get(key) and not (key not in default and value is None)}
+    return [problem for key, value in changed.items() if (problem := _check(key, value)) is not None]
+
+
+def _check(key: str, value: object) -> Problem | None:
+    listed = next((name for name in ancestors(key) if name in AVAILABLE), None)
+    allowed = AVAILABLE[listed] if listed is not None else ()
+    if allowed is ANY or value in allowed:
+        return None
+    offer = f"; use {' or '.join(str(a) for a in allowed)}" if allowed else ""
+    return Problem(key, f"{key}={_shown(value)}: not available yet{offer}")
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

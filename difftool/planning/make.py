@@ -1,0 +1,222 @@
+"""Recipe to Plan: everything is decided here, once, torch-free; what is wrong is reported all at once."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difftool.errors import Problem, RecipeError
+from difftool.planning.availability import MAX_RANKS, check_available
+from difftool.planning.checkpoint import Checkpoint, find_checkpoint
+from difftool.planning.conflicts import Situation, check_conflicts
+from difftool.planning.degrees import Asked, solve
+from difftool.planning.items import Items, draw, make_items
+from difftool.planning.plan import Choice, Degrees, Item, OutputPlan, Plan
+from difftool.planning.tree import ancestors, leaves
+from difftool.recipe.load import Loaded
+from difftool.recipe.prompts import read_prompts
+
+UNHASHED = ("schema", "name", "extends", "launch", "output", "serve", "perf")  # cannot change a picture
+WORKLOAD = ("model", "sampling")
+MAX_AUTO_THREADS = 4  # the same on one rank and many, and on most machines: CPU bytes depend on it
+SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp", ".npz": "npz"}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line decides besides the recipe: `-o FILE` or `-o FOLDER/`, and whether to write media."""
+
+    output_file: Path | None = None
+    output_dir: str | None = None
+    argv: tuple[str, ...] = ()
+    save_output: bool = True
+    return_frames: bool = False
+
+
+def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
+    """The complete plan. Raises RecipeError with every problem, WeightsError for a model folder that is not one."""
+    recipe = loaded.recipe.model_dump(mode="json", by_alias=True)
+    problems = check_available(recipe)
+    try:
+        checkpoint = find_checkpoint(recipe["model"]["path"], recipe["model"]["id"], recipe["model"]["revision"])
+    except RecipeError as error:
+        raise _located([*problems, *error.problems], loaded) from None
+    recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"])
+    items = make_items(recipe["sampling"], _entries(recipe["sampling"], loaded), checkpoint)
+    problems += items.problems
+    if not items.items:
+        problems.append(Problem("sampling", "sampling.prompt: there is nothing to make; give a prompt with -p"))
+    degrees = _degrees(recipe["parallel"], checkpoint, items.shared.values)
+    if isinstance(degrees, Degrees):
+        problems += check_conflicts(Situation(recipe, degrees)) + _too_many(degrees)
+    else:
+        problems += degrees
+    problems += _output_problems(recipe["output"], run)
+    if problems or not isinstance(degrees, Degrees):
+        raise _located(problems, loaded)
+    resolved = _resolved(recipe, items, degrees, loaded)
+    return _plan(resolved, checkpoint, items, degrees, run, _provenance(resolved, items, loaded))
+
+
+def _entries(sampling: Mapping[str, Any], loaded: Loaded) -> Sequence[Mapping[str, Any]]:
+    """One mapping per prompt, in order."""
+    if sampling["prompts"] is not None:
+        prompts = loaded.recipe.sampling.prompts
+        assert prompts is not None
+        return read_prompts(prompts, loaded.base)
+    prompt = sampling["prompt"]
+    every = [] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+    return [{"prompt": text} for text in every]
+
+
+def _degrees(parallel: Mapping[str, Any], checkpoint: Checkpoint, values: Mapping[str, Any]) -> Degrees | list[Problem]:
+    facts = checkpoint.family
+    scale = values.get(facts.second_branch)
+    second = scale is not None and scale > 1 and values.get("negative_prompt") is not None
+    return solve(Asked(**parallel, heads=checkpoint.transformer.get(facts.heads_key), second_branch=second))
+
+
+def _too_many(degrees: Degrees) -> list[Problem]:
+    if degrees.num_gpus <= MAX_RANKS:
+        return []
+    return [Problem("parallel", f"parallel: {degrees.num_gpus} ranks are not available yet; use num_gpus=1")]
+
+
+def _output_problems(output: Mapping[str, Any], run: RunOptions) -> list[Problem]:
+    if run.output_file is not None and run.output_file.suffix.lower() not in SUFFIXES:
+        valid = ", ".join(SUFFIXES)
+        return [Problem("output.format", f"-o {run.output_file}: a picture's name ends in {valid}")]
+    fields = ("name", "model", "id", "index", "output", "seed", "prompt", "date", "run_id")
+    try:
+        name = output["name"].format(**dict.fromkeys(fields, 0))
+    except (KeyError, IndexError, ValueError) as error:
+        message = f"output.name: {output['name']!r} has an unknown placeholder ({error}); known: {', '.join(fields)}"
+        return [Problem("output.name", message)]
+    if name.startswith(("/", "~")) or ".." in Path(name).parts:
+        return [Problem("output.name", f"output.name: {output['name']!r} leaves output.dir")]
+    return []
+
+
+def _located(problems: Sequence[Problem], loaded: Loaded) -> RecipeError:
+    """The error with each problem placed in the file that holds its key, in file order."""
+    placed = [p if p.where else Problem(p.key, p.message, loaded.where(p.key)) for p in problems]
+    return RecipeError(sorted(dict.fromkeys(placed), key=_file_order))
+
+
+def _file_order(problem: Problem) -> tuple[str, int, int]:
+    file, *position = problem.where.rsplit(":", 2)
+    line, column = (int(p) for p in position) if len(position) == 2 and all(p.isdigit() for p in position) else (0, 0)
+    return file, line, column
+
+
+def _resolved(recipe: dict[str, Any], items: Items, degrees: Degrees, loaded: Loaded) -> dict[str, Any]:
+    """The recipe with every null and `auto` filled that planning decides; it makes the same plan again."""
+    sampling = {**recipe["sampling"], **{k: v for k, v in items.shared.values.items() if k not in ("scheduler", "extra")}}
+    if isinstance(sampling["prompts"], Mapping):
+        keys = ("id", "prompt", "seed")
+        sampling["prompts"] = [dict(entry) for entry in _entries(recipe["sampling"], loaded)] or keys
+    parallel = {**degrees.model_dump(), "sp": degrees.ulysses * degrees.ring}
+    perf = {**recipe["perf"], "warmup": _warmup(recipe["perf"])}
+    name = recipe["name"] or (Path(loaded.name).stem if loaded.name else _short(recipe["model"]["path"]))
+    return {**recipe, "name": name, "extends": None, "sampling": sampling, "parallel": parallel, "perf": perf}
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+
+
+def _warmup(perf: Mapping[str, Any]) -> int:
+    """`auto`: one warm-up run where there are repeats to compare, none for a single picture."""
+    return int(perf["repeats"] > 1) if perf["warmup"] == "auto" else perf["warmup"]
+
+
+def _provenance(resolved: Mapping[str, Any], items: Items, loaded: Loaded) -> dict[str, str]:
+    """Where each leaf of the resolved recipe came from."""
+    origins = {f"sampling.{key}": origin for key, origin in items.shared.origins.items()}
+    found: dict[str, str] = {}
+    for key, _ in leaves(resolved):
+        given = next((loaded.provenance[name] for name in ancestors(key) if name in loaded.provenance), None)
+        if key in loaded.provenance or (given is not None and key not in origins):
+            found[key] = str(given)
+        else:
+            found[key] = origins.get(key) or ("solved" if key.startswith("parallel.") else "default")
+    return found
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _plan(
+    resolved: dict[str, Any], checkpoint: Checkpoint, items: Items, degrees: Degrees, run: RunOptions,
+    provenance: Mapping[str, str],
+) -> Plan:
+    hashed = {key: value for key, value in resolved.items() if key not in UNHASHED}
+    facts, launch, perf = checkpoint.family, resolved["launch"], resolved["perf"]
+    return Plan(
+        name=resolved["name"],
+        task=facts.pipeline_classes[checkpoint.model.pipeline_class],
+        model=checkpoint.model,
+        degrees=degrees,
+        device=launch["device"],
+        stages=resolved["stages"],
+        items=items.items,
+        output=_output(resolved["output"], run, items.items),
+        warmup=perf["warmup"],
+        repeats=perf["repeats"],
+        tag=perf["tag"],
+        threads=_threads(launch["threads"]),
+        stall_timeout_s=launch["stall_timeout_s"],
+        choices=_choices(resolved, degrees, launch),
+        recipe=resolved,
+        provenance=provenance,
+        recipe_sha256=_sha256(hashed),
+        workload_sha256=_sha256({key: resolved[key] for key in WORKLOAD}),
+    )
+
+
+def _threads(asked: int | str) -> int:
+    if isinstance(asked, int):
+        return asked
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_AUTO_THREADS, usable)
+
+
+def _output(output: Mapping[str, Any], run: RunOptions, items: Sequence[Item]) -> OutputPlan:
+    file, folder = run.output_file, run.output_dir or output["dir"]
+    if file is not None:
+        folder = str(file.parent)
+    kind = SUFFIXES[file.suffix.lower()] if file is not None else output["format"]
+    return OutputPlan(
+        dir=os.path.abspath(os.path.expanduser(folder)),
+        file=None if file is None else file.name,
+        name=output["name"],
+        format="png" if kind == "auto" else kind,
+        quality=output["quality"],
+        embed_metadata=output["embed_metadata"],
+        on_collision=output["on_collision"],
+        return_frames=run.return_frames,
+        save=run.save_output,
+    )
+
+
+def _choices(resolved: Mapping[str, Any], degrees: Degrees, launch: Mapping[str, Any]) -> tuple[Choice, ...]:
+    """What `auto` means here, said before anything runs."""
+    stages = resolved["stages"]
+    precision = "fp32 on a CPU, bf16 on CUDA and MPS"
+    chosen = [
+        Choice(key=f"stages.{role}.precision", value=precision, reason="auto: the precision each platform is made for")
+        for role in ("text_encoding", "denoising", "decoding")
+        if stages[role]["precision"] == "auto"
+    ]
+    if stages["denoising"]["attention"] == "auto":
+        chosen.append(Choice(key="stages.denoising.attention", value="torch_sdpa", reason="auto: runs on every platform"))
+    if launch["device"] == "auto":
+        chosen.append(Choice(key="launch.device", value="cuda, else mps, else cpu", reason="auto: the fastest present"))
+    if launch["threads"] == "auto":
+        reason = f"auto: usable CPUs, at most {MAX_AUTO_THREADS}, alike on one rank and many"
+        chosen.append(Choice(key="launch.threads", value=str(_threads("auto")), reason=reason))
+    return tuple(chosen)

@@ -1,0 +1,100 @@
+"""A plan as text, for `difftool plan`: what would run, every value with where it came from, and what auto chose."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from difftool.families.index import family_facts
+from difftool.planning.plan import Degrees, Plan
+from difftool.planning.tree import leaves
+
+SHOWN_ITEMS = 8
+WIDTH = 60
+
+
+def render_plan(plan: Plan) -> str:
+    """The whole page, ending in a newline."""
+    facts = family_facts(plan.model.family)
+    head = [
+        f"plan      {plan.name}",
+        f"model     {plan.model.name} ({facts.title}, {plan.task}, {plan.model.pipeline_class})",
+        f"weights   {_weights(plan)}",
+        f"device    {plan.device}, {plan.threads} CPU threads a process",
+        f"ranks     {_topology(plan.degrees)}",
+        f"runs      {_runs(plan)}",
+        f"output    {_output(plan)}",
+        f"recipe    sha256 {plan.recipe_sha256[:16]}, workload {plan.workload_sha256[:16]}",
+    ]
+    sections = [head, _items(plan), _choices(plan), _settings(plan)]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def render_resolved(plan: Plan) -> str:
+    """The complete recipe as YAML; it makes the same plan again."""
+    body: str = yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True, width=100)
+    return body
+
+
+def _weights(plan: Plan) -> str:
+    if plan.model.builtin:
+        return "ship with difftool"
+    if plan.model.folder:
+        return plan.model.folder
+    return f"{plan.model.hub_id} at {plan.model.revision or 'its latest revision'}, fetched if missing"
+
+
+def _topology(degrees: Degrees) -> str:
+    axes = [f"{axis} {getattr(degrees, axis)}" for axis in ("dp", "cfg", "ring", "ulysses", "tp")]
+    hsdp = "" if degrees.hsdp == "none" else f", weights sharded (hsdp {degrees.hsdp})"
+    return f"{degrees.num_gpus} = {' x '.join(axes)}{hsdp}"
+
+
+def _runs(plan: Plan) -> str:
+    count = len(plan.items)
+    items = f"{count} item{'s' if count != 1 else ''}"
+    return f"{items}, {plan.warmup} warm-up, {plan.repeats} measured run{'s' if plan.repeats != 1 else ''} each"
+
+
+def _output(plan: Plan) -> str:
+    if not plan.output.save:
+        return "none is saved"
+    return f"{plan.output.dir}/{plan.output.file or plan.output.name + '.' + plan.output.format}"
+
+
+def _items(plan: Plan) -> list[str]:
+    rows = [
+        f"  {item.id:<8} seed {item.seed:<12} {item.sampling['width']}x{item.sampling['height']}, "
+        f"{item.sampling['num_inference_steps']} steps  {_short(item.prompt)}"
+        for item in plan.items[:SHOWN_ITEMS]
+    ]
+    more = len(plan.items) - SHOWN_ITEMS
+    return ["items", *rows, *([f"  and {more} more"] if more > 0 else [])]
+
+
+def _choices(plan: Plan) -> list[str]:
+    rows = [f"  {c.key:<34} {c.value:<32} {c.reason}" for c in plan.choices]
+    return ["auto chooses", *rows] if rows else []
+
+
+def _settings(plan: Plan) -> list[str]:
+    """Every value that is not a default, and the sampling values whatever they are."""
+    rows = [
+        f"  {key:<34} {_short(_shown(value)):<32} {origin}"
+        for key, value in leaves(plan.recipe)
+        if (origin := plan.provenance[key]) != "default" or (key.startswith("sampling.") and value is not None)
+    ]
+    return ["settings", *rows]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value and value == value.strip() else repr(value)
+    if isinstance(value, Sequence | Mapping):
+        return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).strip()
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

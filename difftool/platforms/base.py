@@ -1,0 +1,57 @@
+"""What the engine asks of a device, and the choice of one."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from difftool.errors import PlanError
+
+
+class Platform(Protocol):
+    """One kind of device. Marks are points on the device's own timeline; they cost no synchronisation."""
+
+    name: str
+    device: torch.device
+
+    def default_precision(self, role: str) -> str:
+        """The precision `auto` means for a stage: `fp32`, `bf16` or `fp16`."""
+
+    def supports(self, precision: str) -> bool:
+        """Whether the device computes in that precision."""
+
+    def mark(self) -> Any:
+        """A point in time on the device, read later by `elapsed_ms`."""
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two marks; valid once `synchronize` has run after the second."""
+
+    def synchronize(self) -> None:
+        """Waits until the device has done all it was given."""
+
+    def reset_peak_memory(self) -> None:
+        """Starts a new peak of `memory`."""
+
+    def memory(self) -> dict[str, float]:
+        """`allocated_mb`, `reserved_mb`, their peaks since the reset, and the process's resident host memory, in MiB."""
+
+    def describe(self) -> Mapping[str, object]:
+        """The device for the `env` block of a dump."""
+
+
+def current(name: str) -> Platform:
+    """The platform for `launch.device`. `auto` takes CUDA, then MPS, then the CPU. Raises PlanError."""
+    from difftool.platforms.cpu import CpuPlatform
+    from difftool.platforms.cuda import CudaPlatform
+    from difftool.platforms.mps import MpsPlatform
+
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    kinds = {"cuda": CudaPlatform, "mps": MpsPlatform, "cpu": CpuPlatform}
+    if name == "auto":
+        name = next(kind for kind, available in present.items() if available())
+    if not present[name]():
+        raise PlanError(
+            f"launch.device is {name}, but torch {torch.__version__} finds no {name} device here",
+            hint="use --device cpu, or a torch build for this machine's accelerator",
+        )
+    return kinds[name]()

@@ -1,0 +1,157 @@
+"""Collects what a run measured and turns it into a perf dump."""
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from difftool.planning.plan import Item, Plan
+from difftool.platforms import Platform
+from difftool.profiling.environment import commit_hash, describe_environment
+from difftool.profiling.timers import Timings
+from difftool.report.perf import (
+    ACCOUNTING_LIMIT_PCT,
+    Failure,
+    Measure,
+    NamedDuration,
+    OutputRecord,
+    PerfDump,
+    RankInfo,
+    RecipeInfo,
+    RunInfo,
+    Sample,
+    StepDuration,
+    Summary,
+    Throughput,
+    Warn,
+    accounting_error_pct,
+)
+from difftool.report.summary import median_index, summarise
+
+if TYPE_CHECKING:
+    from difftool.media.save import Saved
+
+PEAKS = {"cuda": "peak_allocated_mb", "mps": "allocated_mb", "cpu": "peak_host_mb"}  # the reading `peak_memory` means
+
+
+@dataclass
+class Recording:
+    """Fills up while the run goes on; `build_dump` reads it at the end, or where the run failed."""
+
+    plan: Plan
+    run_id: str
+    process_started: float
+    platform: Platform | None = None
+    load_ms: float = 0.0
+    cold_start_ms: float = 0.0
+    warmup_ms: list[float] = field(default_factory=list)
+    effective: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    failure: Failure | None = None
+
+    def add(self, item: Item, repeat: int, timings: Timings, saved: "Sequence[Saved]", save_ms: float) -> None:
+        """One finished item."""
+        assert self.platform is not None
+        peaks = {
+            key: max((reading.get(key, 0.0) for reading in timings.memory.values()), default=0.0)
+            for key in (PEAKS[self.platform.name], "peak_host_mb")
+        }
+        steps = [StepDuration(step=i, duration_ms=ms, kind="compute") for i, ms in enumerate(timings.steps)]
+        records = os.path.join(self.plan.output.dir, ".difftool", self.run_id)
+        outputs = [
+            OutputRecord(path=os.path.relpath(s.path, records), sha256=s.sha256, width=s.width, height=s.height)
+            for s in saved
+        ]
+        self.samples.append(
+            Sample(
+                item=item.index, id=item.id, repeat=repeat, seed=item.seed, total_ms=timings.total, save_ms=save_ms,
+                stages_ms=dict(timings.stages), denoise_steps_ms=steps, memory_checkpoints=dict(timings.memory),
+                peak_memory_mb=peaks[PEAKS[self.platform.name]], peak_host_memory_mb=peaks["peak_host_mb"],
+                outputs=outputs,
+            )
+        )
+
+
+def summarise_samples(samples: Sequence[Sample]) -> dict[str, Summary]:
+    """Every metric of the vocabulary that the samples hold, over all of them."""
+    if not samples:
+        return {}
+    values: dict[str, list[float]] = {name: [s.stages_ms[name] for s in samples] for name in samples[0].stages_ms}
+    values["step"] = [step.duration_ms for s in samples for step in s.denoise_steps_ms]
+    values["save"] = [s.save_ms for s in samples if s.outputs]
+    values["total"] = [s.total_ms for s in samples]
+    values["peak_memory"] = [s.peak_memory_mb for s in samples]
+    values["peak_host_memory"] = [s.peak_host_memory_mb for s in samples]
+    return {name: summarise(readings) for name, readings in values.items() if readings}
+
+
+def build_dump(recording: Recording) -> PerfDump:
+    """The dump of a run, finished or failed."""
+    plan, samples = recording.plan, recording.samples
+    chosen = samples[median_index([s.total_ms for s in samples])] if samples else None
+    stages = chosen.stages_ms if chosen else {}
+    total = chosen.total_ms if chosen else 0.0
+    error_pct = accounting_error_pct(total, stages)
+    return PerfDump(
+        schema_="difftool.perf/v1",
+        status="failed" if recording.failure else "ok",
+        timestamp=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+        request_id=recording.run_id,
+        commit_hash=commit_hash(),
+        tag=plan.tag,
+        total_duration_ms=total,
+        steps=[NamedDuration(name=name, duration_ms=ms) for name, ms in stages.items()],
+        denoise_steps_ms=chosen.denoise_steps_ms if chosen else [],
+        memory_checkpoints=chosen.memory_checkpoints if chosen else {},
+        meta={"prompt": next(i.prompt for i in plan.items if chosen is None or i.index == chosen.item), "model": plan.model.name},
+        stages_ms=stages,
+        run=RunInfo(id=recording.run_id, difftool=metadata.version("difftool"), world_size=plan.degrees.num_gpus),
+        recipe=RecipeInfo(
+            name=plan.name, sha256=plan.recipe_sha256, workload_sha256=plan.workload_sha256,
+            resolved=dict(plan.recipe), provenance=dict(plan.provenance),
+        ),
+        env=describe_environment(recording.platform) if recording.platform else {},
+        measure=Measure(
+            warmup=plan.warmup, warmup_ms=recording.warmup_ms, repeats=plan.repeats, order="sequential",
+            clock="device events" if recording.platform and recording.platform.name == "cuda" else "perf_counter",
+            synced="once per stage", load_ms=recording.load_ms, cold_start_ms=recording.cold_start_ms,
+            accounting_error_pct=error_pct,
+        ),
+        samples=samples,
+        summary=summarise_samples(samples),
+        throughput=_throughput(samples),
+        ranks=_ranks(recording, chosen),
+        effective={name: dict(outcome) for name, outcome in recording.effective.items()},
+        warnings=_warnings(samples),
+        error=recording.failure,
+    )
+
+
+def _throughput(samples: Sequence[Sample]) -> Throughput | None:
+    seconds = sum(s.total_ms for s in samples) / 1e3
+    return Throughput(outputs_per_s=len(samples) / seconds) if seconds else None
+
+
+def _ranks(recording: Recording, chosen: Sample | None) -> list[RankInfo]:
+    if chosen is None or recording.platform is None:
+        return []
+    return [
+        RankInfo(
+            rank=0, device=str(recording.platform.device), stages_ms=chosen.stages_ms,
+            peak_memory_mb=chosen.peak_memory_mb, peak_host_memory_mb=chosen.peak_host_memory_mb,
+        )
+    ]
+
+
+def _warnings(samples: Sequence[Sample]) -> list[Warn]:
+    """W-ACCOUNTING: time that no stage claims."""
+    found: list[Warn] = []
+    for sample in samples:
+        error = accounting_error_pct(sample.total_ms, sample.stages_ms)
+        if error > ACCOUNTING_LIMIT_PCT:
+            message = f"item {sample.item}, repeat {sample.repeat}: stages and total differ by {error:.1f} %"
+            found.append(Warn(code="W-ACCOUNTING", message=message))
+    return found
+

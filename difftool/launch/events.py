@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from difftool.errors import Problem
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -124,6 +126,7 @@ class Error(_Event):
     item: int | None = None
     item_id: str | None = None
     traceback: str | None = None
+    problems: list[Problem] | None = None  # every one, where the recipe is wrong
 
 
 class Finished(_Event):

@@ -15,6 +15,7 @@ RECORDS = ".difftool"
 PLAN_FILE = "plan.json"
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "worker.log"
+PERF_FILE = "perf.json"  # the worker writes it
 
 
 class _RecipeDumper(yaml.SafeDumper):

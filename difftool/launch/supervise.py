@@ -1,5 +1,6 @@
 """Runs a plan: starts the worker, follows its events, and turns every way it can end into a result or one error."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +47,6 @@ def run(
     Raises what the worker reports, WorkerCrashed, Stalled, Interrupted (Terminated for SIGTERM), OutputError.
     """
     log = records / LOG_FILE
-    older = _leftovers(plan, records)  # those of another run, perhaps still being written
     watch = SignalWatch()
     follower = _Follower(on_event, LogEcho(log) if verbose else None)
     state = follower.state
@@ -57,8 +57,7 @@ def run(
     finally:
         follower.copy_log()
         if not state.finished:
-            for left in _leftovers(plan, records) - older:
-                left.unlink(missing_ok=True)
+            _remove_leftovers(Path(plan.output.dir), since=records / PLAN_FILE)
     if lost:
         raise failure(lost, log)
     return RunResult(tuple(state.media), state.perf, log)
@@ -118,6 +117,10 @@ def _stacks(child: Child, log: Path) -> str:
     return tail(log, STACK_LINES, start=start)
 
 
-def _leftovers(plan: Plan, records: Path) -> set[Path]:
-    """Half-written files where the worker writes."""
-    return {path for folder in (Path(plan.output.dir), records) for path in folder.glob(LEFTOVERS)}
+def _remove_leftovers(folder: Path, *, since: Path) -> None:
+    """Half-written files younger than `since`; older ones belong to another run, and may still be growing."""
+    with contextlib.suppress(OSError):  # a folder that vanished holds none
+        start = since.stat().st_mtime_ns
+        for path in folder.rglob(LEFTOVERS):
+            if path.stat().st_mtime_ns >= start:
+                path.unlink(missing_ok=True)

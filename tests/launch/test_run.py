@@ -1,5 +1,6 @@
 """Every way a worker can end is one result or one error, and nothing stays alive or half-written behind it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def test_half_written_files_of_another_run_stay(workshop):
     workshop.folder.mkdir()
     other = workshop.folder / ".other.png.difftool-tmp"
     other.write_bytes(b"being written")
+    os.utime(other, (1, 1))
     with pytest.raises(WorkerCrashed):
         workshop.run("exit-3")
     assert half_written(workshop.folder) == [other]

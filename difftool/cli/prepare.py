@@ -1,0 +1,104 @@
+"""From the command line to a plan, and what is printed of one."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from difftool.cli.options import RecipeArguments
+from difftool.cli.sglang import cache_variables_warning
+from difftool.cli.usage import UsageError
+from difftool.errors import OutputError, Problem, RecipeError
+from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.plan import Plan
+from difftool.recipe.flags import flag_overrides, parse_set
+from difftool.recipe.load import load_recipe
+from difftool.recipe.lookup import resolve_source
+from difftool.report.perf import read_perf, write_perf
+
+if TYPE_CHECKING:
+    from difftool.recipe.flags import Override
+
+MEDIA_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".mp4", ".gif", ".wav")
+
+
+def plan_for(arguments: RecipeArguments) -> Plan:
+    """The plan of what the command line asks for. Raises RecipeError with every problem of the recipe."""
+    warning = cache_variables_warning(os.environ)
+    if warning:
+        print(warning, file=sys.stderr)
+    loaded = load_recipe(resolve_source(chosen_recipe(arguments)), read_overrides(arguments))
+    return make_plan(loaded, run=run_options(arguments.output))
+
+
+def chosen_recipe(arguments: RecipeArguments) -> str:
+    """RECIPE or --config, which are the same thing."""
+    if arguments.recipe is not None and arguments.config is not None:
+        raise UsageError(
+            f"RECIPE ({arguments.recipe}) and --config ({arguments.config}) are the same thing; give one",
+            hint="a prompt goes in -p",
+        )
+    chosen = arguments.recipe if arguments.recipe is not None else arguments.config
+    if chosen is None:
+        raise UsageError("RECIPE is missing: a file, a built-in recipe, or a model", hint="builtin:shapes-image is one")
+    return chosen
+
+
+def read_overrides(arguments: RecipeArguments) -> "list[Override]":
+    """Flags, then `--set` in its order: the later one wins. Raises RecipeError with every one that is wrong."""
+    overrides, problems = [], list[Problem]()
+    try:
+        overrides += flag_overrides(arguments.flags)
+    except RecipeError as error:
+        problems += error.problems
+    for text in arguments.sets:
+        try:
+            overrides.append(parse_set(text))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return overrides
+
+
+def run_options(output: str | None) -> RunOptions:
+    """`-o`: a name with a medium's suffix is the one file, anything else a folder."""
+    if output is None:
+        return RunOptions(argv=tuple(sys.argv))
+    path = Path(output)
+    is_file = path.suffix.lower() in MEDIA_SUFFIXES and not output.endswith(os.sep) and not path.is_dir()
+    return RunOptions(
+        output_file=path if is_file else None, output_dir=None if is_file else output, argv=tuple(sys.argv)
+    )
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    from difftool.planning.render import render_plan
+
+    print(plan.model_dump_json(by_alias=True) if as_json else render_plan(plan))
+
+
+def print_resolved(plan: Plan) -> None:
+    from difftool.planning.render import render_resolved
+
+    print(render_resolved(plan))
+
+
+def check_target(path: Path) -> None:
+    """That a perf dump can be written there, asked before anything is launched. Raises OutputError."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"--perf-dump-path {path}: there is no folder {folder}", hint=f"mkdir -p {folder}")
+    if path.is_dir():
+        raise OutputError(f"--perf-dump-path {path} is a folder", hint=f"name a file: {path / 'perf.json'}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"--perf-dump-path {path}: {folder} may not be written", hint="choose another folder")
+
+
+def copy_perf(source: Path, target: Path) -> None:
+    """Copies a dump; the paths in it, which are relative to it, still lead to the media."""
+    dump = read_perf(source)
+    for sample in dump.samples:
+        for output in sample.outputs:
+            output.path = os.path.relpath(source.parent / output.path, target.absolute().parent)
+    write_perf(target, dump)

@@ -1,0 +1,199 @@
+"""What a person, or a program, sees while a run goes on. Media paths and events go to stdout, all the rest to stderr."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from difftool.launch.events import (
+    ComponentLoaded,
+    Event,
+    ItemFinished,
+    ItemStarted,
+    Loaded,
+    LoadStarted,
+    Output,
+    StageFinished,
+    StageStarted,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+HEARTBEAT_S = 30.0
+Mode = Literal["json", "quiet", "plain", "live"]
+
+
+class Listener(Protocol):
+    """A context manager that takes every event."""
+
+    def take(self, event: Event) -> None: ...
+
+    def __enter__(self) -> "Listener": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def choose_mode(*, as_json: bool, quiet: bool, verbose: bool) -> Mode:
+    """Live bars only on a terminal that can move its cursor, and not while the worker's log scrolls there."""
+    if as_json:
+        return "json"
+    if quiet:
+        return "quiet"
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not verbose
+    return "live" if live else "plain"
+
+
+def make_listener(mode: Mode) -> Listener:
+    return {"json": JsonLines, "quiet": Quiet, "plain": PlainLines, "live": LiveBars}[mode]()
+
+
+def shown(path: str | Path) -> str:
+    """`path` from the current folder where it lies below it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+class Quiet:
+    """Media paths on stdout as they are finished, and nothing else."""
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Output):
+            print(shown(event.path), flush=True)
+
+    def __enter__(self) -> "Listener":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+
+class JsonLines(Quiet):
+    """Every event on stdout, one object a line."""
+
+    def take(self, event: Event) -> None:
+        print(event.model_dump_json(exclude_none=True), flush=True)
+
+
+class PlainLines(Quiet):
+    """A line per stage on stderr, and one whenever nothing was said for a while."""
+
+    def __init__(self, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._now = "the worker starts"
+        self._prefix = ""
+        self._said = self._changed = time.monotonic()
+        self._over = threading.Event()
+        self._clock = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Listener":
+        self._clock.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._clock.join()
+
+    def take(self, event: Event) -> None:
+        self._changed = time.monotonic()
+        if isinstance(event, LoadStarted):
+            self._now = "loads the model"
+        elif isinstance(event, ComponentLoaded):
+            self._say(f"loads {event.name} {event.detail}".rstrip() + f" in {event.seconds:.1f} s")
+        elif isinstance(event, Loaded):
+            self._say(f"loaded in {event.seconds:.1f} s")
+        elif isinstance(event, ItemStarted):
+            warmup = "warm-up " if event.phase == "warmup" else ""
+            self._prefix = f"[{event.item + 1}/{event.items}] {warmup}"
+            self._say(f"{self._prefix}{event.id}, seed {event.seed}: {one_line(event.prompt)}")
+        elif isinstance(event, StageStarted):
+            self._now = f"{self._prefix}{event.stage}"
+        elif isinstance(event, Step):
+            self._now = f"{self._prefix}denoising, step {event.step} of {event.steps}"
+        elif isinstance(event, StageFinished):
+            self._say(f"{self._prefix}{event.stage} {event.ms:.1f} ms")
+        super().take(event)
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self._said = time.monotonic()
+
+    def _beat(self) -> None:
+        while not self._over.wait(self._heartbeat_s / 10):
+            if time.monotonic() - self._said >= 0.9 * self._heartbeat_s:
+                self._say(f"{self._now}: no news for {time.monotonic() - self._changed:.0f} s")
+
+
+class LiveBars:
+    """Bars on the terminal: items, and the steps of the current stage. Media paths are printed when the bars are gone."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bars: Progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            redirect_stdout=False,
+            transient=True,
+        )
+        self._items: TaskID | None = None
+        self._stage = self._bars.add_task("starts the worker", total=None)
+        self._media: list[str] = []
+
+    def __enter__(self) -> "Listener":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+        for path in self._media:
+            print(shown(path), flush=True)
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, LoadStarted):
+            self._show("loads the model")
+        elif isinstance(event, ComponentLoaded):
+            self._show(f"loads the model: {event.name} {event.detail}".rstrip())
+        elif isinstance(event, ItemStarted):
+            self._start_item(event)
+        elif isinstance(event, StageStarted):
+            self._show(event.stage)
+        elif isinstance(event, Step):
+            self._bars.update(self._stage, total=event.steps, completed=event.step)
+        elif isinstance(event, ItemFinished) and self._items is not None:
+            self._bars.update(self._items, completed=event.item + 1)
+        elif isinstance(event, Output):
+            self._media.append(event.path)
+
+    def _show(self, words: str) -> None:
+        self._bars.reset(self._stage, description=words, total=None)
+
+    def _start_item(self, event: ItemStarted) -> None:
+        words = f"{'warm-up' if event.phase == 'warmup' else event.id}: {one_line(event.prompt)}"
+        if self._items is None:
+            self._items = self._bars.add_task(words, total=event.items)
+        self._bars.update(self._items, description=words, completed=event.item)
+
+
+def one_line(prompt: str, width: int = 60) -> str:
+    """A prompt cut to fit a line."""
+    words = " ".join(prompt.split())
+    return words if len(words) <= width else words[: width - 1] + "…"

@@ -139,11 +139,16 @@ def no_print(source: Source) -> Findings:
 
 
 def named_exceptions(source: Source) -> Findings:
+    """A handler that ends by raising the same error again hides nothing, and may see every error."""
     for node in source.nodes if source.path not in CATCH_ALL else []:
-        if isinstance(node, ast.ExceptHandler):
+        if isinstance(node, ast.ExceptHandler) and not is_raise(node.body[-1]):
             kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             if any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in kinds):
                 yield node.lineno, f"catches everything; only {' and '.join(CATCH_ALL)} do"
+
+
+def is_raise(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Raise) and node.exc is None
 
 
 def cuda_in_platforms(source: Source) -> Findings:
@@ -223,6 +228,7 @@ BROKEN = [
     (named_exceptions, "difftool/cli/plan.py", "try: pass\nexcept Exception: pass"),
     (named_exceptions, "difftool/engine.py", "try: pass\nexcept (ValueError, BaseException): pass"),
     (named_exceptions, "scripts/a.py", "try: pass\nexcept: pass"),
+    (named_exceptions, "difftool/a.py", "try: pass\nexcept Exception as e: raise OSError from e"),
     (cuda_in_platforms, "difftool/stages/a.py", "torch.cuda.synchronize()"),
     (cuda_in_platforms, "difftool/profiling/a.py", "from torch import cuda"),
     (cuda_in_platforms, "difftool/worker.py", "import torch.cuda.nvtx"),
@@ -241,6 +247,8 @@ ALLOWED = [
     (no_family_tests, "difftool/planning/a.py", "if plan.model.family == facts.name: pass"),
     (no_print, "difftool/cli/a.py", "print('x')"),
     (named_exceptions, "difftool/worker.py", "try: pass\nexcept Exception: pass"),
+    (named_exceptions, "difftool/engine.py", "try: pass\nexcept BaseException:\n    note()\n    raise"),
+    (named_exceptions, "difftool/engine.py", "try: pass\nexcept (OSError, ValueError): pass"),
     (cuda_in_platforms, "difftool/platforms/cuda.py", "torch.cuda.synchronize()"),
     (self_contained, "docs/a.md", "https://host/a/work and frame/work/x and ./work/x"),
 ]

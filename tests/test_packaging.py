@@ -19,7 +19,7 @@ from difftool.builtin.shapes import Scene, is_right
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "python-multipart": "multipart"}  # where the names differ
-NEEDED_BY_OTHERS = {"accelerate"}  # diffusers takes it to create models without their weights
+NEEDED_BY_OTHERS = {"accelerate", "safetensors"}  # diffusers takes them to create models and to read weights
 
 
 def run(*command: str | Path, cwd: Path) -> str:

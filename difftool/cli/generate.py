@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from difftool.cli.options import RecipeArguments, recipe_command
+from difftool.cli.panels import COMMON
 from difftool.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 PerfDumpPath = Annotated[
     Path | None,
-    typer.Option("--perf-dump-path", metavar="FILE", help="copy the perf dump there", rich_help_panel="Common"),
+    typer.Option("--perf-dump-path", metavar="FILE", help="copy the perf dump there", rich_help_panel=COMMON),
 ]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="print only the paths of the media")]
 VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="show the worker's log on stderr")]
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     arguments: RecipeArguments,
+    *,
     perf_dump_path: PerfDumpPath = None,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,

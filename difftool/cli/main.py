@@ -6,7 +6,6 @@ A command is one file here with `register(app)`, named in COMMANDS, which is als
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -39,7 +38,7 @@ def show_version(wanted: bool) -> None:
 def application(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -52,6 +51,8 @@ for command in COMMANDS:
 
 def version() -> str:
     """The installed version; a checkout that is not installed has none."""
+    from importlib import metadata  # takes as long as all the rest of the help
+
     try:
         return metadata.version(PROGRAM)
     except metadata.PackageNotFoundError:

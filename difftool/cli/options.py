@@ -3,45 +3,67 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from difftool.cli.panels import PanelCommand, show_all
-from difftool.recipe.flags import FLAGS, Flag
+from difftool.cli.panels import COMMON, PanelCommand, show_all
+from difftool.recipe.flag_table import FLAGS, Flag
 
 
 @dataclass(frozen=True)
 class RecipeArguments:
-    """What the command line says of the recipe. `flags` holds those that were given, by their first name."""
+    """What the command line says of the recipe. `flags` holds those of the table that were given, by first name."""
 
     recipe: str | None
     config: str | None
     output: str | None
+    save_output: bool
+    return_frames: bool
     sets: tuple[str, ...]
     flags: Mapping[str, Any]
 
 
+def complete_key(incomplete: str) -> list[str]:
+    """Keys for `--set`, for the shell's completion."""
+    from difftool.recipe.keys import known_keys
+
+    return [f"{key}=" for key in known_keys() if key.startswith(incomplete)]
+
+
 RECIPE_PARAMETERS: dict[str, Any] = {
     "recipe": Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="a recipe file, a built-in recipe, or a model", show_default=False)
-    ],
-    "config": Annotated[
-        str | None, typer.Option("--config", "-c", metavar="RECIPE", help="the same as RECIPE", rich_help_panel="Options")
+        str | None,
+        typer.Argument(metavar="RECIPE", help="a recipe file, a built-in recipe, or a model"),
     ],
     "output": Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="PATH", help="FILE.png: the one file; FOLDER/: where media go"),
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="x.png names the one file, x/ the folder", rich_help_panel=COMMON
+        ),
     ],
+    "config": Annotated[str | None, typer.Option("--config", "-c", metavar="RECIPE", help="the same as RECIPE")],
     "sets": Annotated[
-        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="set any recipe key; repeatable")
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="any key of the recipe; repeatable", autocompletion=complete_key
+        ),
     ],
-    "help_all": Annotated[bool, typer.Option("--help-all", callback=show_all, is_eager=True, help="Show every flag.")],
+    "help_all": Annotated[bool, typer.Option("--help-all", callback=show_all, is_eager=True, help="show every flag")],
+}
+# no recipe keys: they say what a run leaves, not what it makes
+RUN_PARAMETERS: dict[str, Any] = {
+    "save_output": Annotated[
+        bool | None, typer.Option("--save-output/--no-save-output", help="write the media", rich_help_panel="run")
+    ],
+    "return_frames": Annotated[
+        bool, typer.Option("--return-frames", help="write the raw pixels as .npz too", rich_help_panel="run")
+    ],
 }
 
 
 def recipe_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
-    """Adds `function(arguments: RecipeArguments, own options…)` to `app` as a command with the recipe's flags."""
+    """Adds `function(arguments: RecipeArguments, *, own options…)` to `app` as a command with the recipe's flags."""
     own = list(inspect.signature(function).parameters.values())[1:]
     flags = {_parameter_name(flag): flag for flag in FLAGS}
 
@@ -50,10 +72,35 @@ def recipe_command(app: typer.Typer, name: str, function: Callable[..., None]) -
             recipe=given["recipe"],
             config=given["config"],
             output=given["output"],
+            save_output=given["save_output"] is not False,
+            return_frames=given["return_frames"],
             sets=tuple(given["sets"] or ()),
             flags={flag.names[0]: given[key] for key, flag in flags.items() if given[key] is not None},
         )
         function(arguments, **{parameter.name: given[parameter.name] for parameter in own})
 
-    parameters = [_keyword(key, annotation) for key, annotation in RECIPE_PARAMETERS.items()]
-    parameters += [_keyword(key, _option(flag)) for key, flag in flags.items()] + own
+    table = {key: _option(flag) for key, flag in flags.items()}
+    annotations = {**table, **RECIPE_PARAMETERS, **RUN_PARAMETERS}
+    parameters = [*(_keyword(key, annotation) for key, annotation in annotations.items()), *own]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name, cls=PanelCommand, help=function.__doc__)(command)
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    default = False if get_args(annotation)[0] is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameter_name(flag: Flag) -> str:
+    """`--num-gpus` -> `flag_num_gpus`, which no option of a command is called."""
+    return "flag_" + flag.names[0].lstrip("-").replace("-", "_")
+
+
+def _option(flag: Flag) -> Any:
+    """Values stay text here: their type is the recipe key's, and every error of theirs is told at once."""
+    kind = bool if flag.kind == "switch" else list[str] if flag.repeatable else str
+    help_text = flag.help + ("; repeatable" if flag.repeatable else "")
+    return Annotated[
+        kind | None, typer.Option(*flag.names, metavar=flag.key, help=help_text, rich_help_panel=flag.panel)
+    ]

@@ -1,28 +1,35 @@
-"""How help looks: options in named panels, the common ones first and the others only under `--help-all`."""
+"""How help looks: options in panels with the recipe key beside each flag, the common ones first."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-SHORT_PANELS = ("Common", "Options")  # what --help shows; --help-all shows every panel
+COMMON = "common"
+OPTIONS = "options"  # the command's own, without a panel
+SHORT = ("arguments", COMMON, OPTIONS)  # the panels that --help shows; --help-all shows every one
+BUILT_IN_HELP = {
+    "help": "show this page",
+    "install_completion": "install completion for this shell",
+    "show_completion": "print the completion script of this shell",
+}
 _ALL = "difftool.help-all"
-_COLUMN = 34  # a longer flag has its help on the line below
+_COLUMN = 36  # a longer flag has its help on the line below
+
+Row = tuple[str, str]
 
 
 class PanelCommand(TyperCommand):
     """A command whose help is grouped by `rich_help_panel`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        everything = _ALL in ctx.meta
-        panels = _panels(self.get_params(ctx), ctx)
-        for title in sorted(panels, key=_order):
-            if everything or title in SHORT_PANELS:
-                with formatter.section(title):
-                    formatter.write_dl(panels[title], col_max=_COLUMN)
+        panels = rows_by_panel(self.get_params(ctx))
+        everything = _ALL in ctx.meta or not set(panels) - set(SHORT)
+        for title, rows in panels.items():
+            if everything or title in SHORT:
+                with formatter.section(title.capitalize()):
+                    formatter.write_dl(rows, col_max=_COLUMN)
 
 
 class PanelGroup(TyperGroup):
@@ -30,8 +37,8 @@ class PanelGroup(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
-        with formatter.section("Options"):
-            formatter.write_dl(_panels(self.get_params(ctx), ctx)["Options"], col_max=_COLUMN)
+        with formatter.section(OPTIONS.capitalize()):
+            formatter.write_dl(rows_by_panel(self.get_params(ctx))[OPTIONS], col_max=_COLUMN)
 
 
 def show_all(ctx: typer.Context, wanted: bool) -> None:
@@ -42,16 +49,23 @@ def show_all(ctx: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-def _panels(params: "Iterable[Any]", ctx: Any) -> dict[str, list[tuple[str, str]]]:
-    panels: dict[str, list[tuple[str, str]]] = {}
+def rows_by_panel(params: Iterable[Any]) -> dict[str, list[Row]]:
+    """Arguments and common flags first, then the panels as they come, the command's own options last."""
+    panels: dict[str, list[Row]] = {"arguments": [], COMMON: []}
+    own: list[Row] = []
     for param in params:
-        record = param.get_help_record(ctx)
-        if record:
-            title = "Arguments" if param.param_type_name == "argument" else param.rich_help_panel or "Options"
-            panels.setdefault(title, []).append(record)
-    return panels
+        if param.param_type_name == "argument":
+            panels["arguments"].append((param.metavar, param.help))
+        elif param.rich_help_panel in (None, OPTIONS):
+            own.append(_row(param))
+        else:
+            panels.setdefault(param.rich_help_panel, []).append(_row(param))
+    return {title: rows for title, rows in (*panels.items(), (OPTIONS, own)) if rows}
 
 
-def _order(title: str) -> int:
-    """Common first, the command's own options last, the rest as the flag table has them."""
-    return {"Arguments": -2, "Common": -1, "Options": 1}.get(title, 0)
+def _row(param: Any) -> Row:
+    """`-p, --prompt sampling.prompt` and its help."""
+    names = ", ".join(sorted(param.opts, key=lambda name: name.startswith("--")))
+    if param.secondary_opts:
+        names += " / " + ", ".join(param.secondary_opts)
+    return f"{names} {param.metavar or ''}".rstrip(), BUILT_IN_HELP.get(param.name, param.help)

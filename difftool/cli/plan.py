@@ -7,7 +7,7 @@ import typer
 from difftool.cli.options import RecipeArguments, recipe_command
 from difftool.cli.usage import UsageError
 
-ResolvedFlag = Annotated[bool, typer.Option("--resolved", help="print the complete recipe, and where each value is from")]
+ResolvedFlag = Annotated[bool, typer.Option("--resolved", help="print the complete recipe, every value filled in")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print the plan as one JSON object")]
 
 
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     recipe_command(app, "plan", plan)
 
 
-def plan(arguments: RecipeArguments, resolved: ResolvedFlag = False, as_json: JsonFlag = False) -> None:
+def plan(arguments: RecipeArguments, *, resolved: ResolvedFlag = False, as_json: JsonFlag = False) -> None:
     """Check and resolve a recipe and print what would run; needs no GPU and no weights."""
     from difftool.cli.prepare import plan_for, print_plan, print_resolved
 

@@ -28,7 +28,7 @@ def plan_for(arguments: RecipeArguments) -> Plan:
     if warning:
         print(warning, file=sys.stderr)
     loaded = load_recipe(resolve_source(chosen_recipe(arguments)), read_overrides(arguments))
-    return make_plan(loaded, run=run_options(arguments.output))
+    return make_plan(loaded, run=run_options(arguments))
 
 
 def chosen_recipe(arguments: RecipeArguments) -> str:
@@ -61,27 +61,34 @@ def read_overrides(arguments: RecipeArguments) -> "list[Override]":
     return overrides
 
 
-def run_options(output: str | None) -> RunOptions:
+def run_options(arguments: RecipeArguments) -> RunOptions:
     """`-o`: a name with a medium's suffix is the one file, anything else a folder."""
-    if output is None:
-        return RunOptions(argv=tuple(sys.argv))
-    path = Path(output)
-    is_file = path.suffix.lower() in MEDIA_SUFFIXES and not output.endswith(os.sep) and not path.is_dir()
+    output = arguments.output
+    is_file = output is not None and _names_a_file(output)
     return RunOptions(
-        output_file=path if is_file else None, output_dir=None if is_file else output, argv=tuple(sys.argv)
+        output_file=Path(output) if output is not None and is_file else None,
+        output_dir=None if is_file else output,
+        argv=tuple(sys.argv),
+        save_output=arguments.save_output,
+        return_frames=arguments.return_frames,
     )
+
+
+def _names_a_file(output: str) -> bool:
+    path = Path(output)
+    return path.suffix.lower() in MEDIA_SUFFIXES and not output.endswith(os.sep) and not path.is_dir()
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:
     from difftool.planning.render import render_plan
 
-    print(plan.model_dump_json(by_alias=True) if as_json else render_plan(plan))
+    print(plan.model_dump_json(by_alias=True) + "\n" if as_json else render_plan(plan), end="")
 
 
 def print_resolved(plan: Plan) -> None:
     from difftool.planning.render import render_resolved
 
-    print(render_resolved(plan))
+    print(render_resolved(plan), end="")
 
 
 def check_target(path: Path) -> None:

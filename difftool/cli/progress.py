@@ -1,9 +1,10 @@
-"""What a person, or a program, sees while a run goes on. Media paths and events go to stdout, all the rest to stderr."""
+"""What a person, or a program, sees while a run goes on: media paths and events on stdout, the rest on stderr."""
 
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -22,7 +23,7 @@ from difftool.launch.events import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
 HEARTBEAT_S = 30.0
 Mode = Literal["json", "quiet", "plain", "live"]
@@ -51,7 +52,13 @@ def choose_mode(*, as_json: bool, quiet: bool, verbose: bool) -> Mode:
 
 
 def make_listener(mode: Mode) -> Listener:
-    return {"json": JsonLines, "quiet": Quiet, "plain": PlainLines, "live": LiveBars}[mode]()
+    kinds: dict[Mode, Callable[[], Listener]] = {
+        "json": JsonLines,
+        "quiet": Quiet,
+        "plain": PlainLines,
+        "live": LiveBars,
+    }
+    return kinds[mode]()
 
 
 def shown(path: str | Path) -> str:
@@ -137,7 +144,7 @@ class PlainLines(Quiet):
 
 
 class LiveBars:
-    """Bars on the terminal: items, and the steps of the current stage. Media paths are printed when the bars are gone."""
+    """Bars on the terminal: items, and the steps of the current stage. Media paths follow when the bars are gone."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -6,15 +6,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from difftool.cli.panels import PanelCommand
+
 Subject = Literal["recipe", "perf", "events"]
 
 
 def register(app: typer.Typer) -> None:
-    app.command("schema", rich_help_panel="Commands")(schema)
+    app.command("schema", cls=PanelCommand)(schema)
 
 
 def schema(
-    subject: Annotated[Subject, typer.Argument(help="recipe files, perf dumps, or the events of --json")],
+    subject: Annotated[
+        Subject, typer.Argument(metavar="SUBJECT", help="recipe, perf (the dump) or events (of --json)")
+    ],
 ) -> None:
     """Print the JSON Schema of recipes, perf dumps or events."""
     typer.echo(json.dumps(SCHEMAS[subject](), indent=2, ensure_ascii=False))

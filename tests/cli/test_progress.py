@@ -21,9 +21,7 @@ from difftool.launch.events import (
 
 
 def item(phase="sample", number=0):
-    return ItemStarted(
-        item=number, items=2, id="red", prompt="a red\ncircle", seed=7, phase=phase, sample=0, steps=2
-    )
+    return ItemStarted(item=number, items=2, id="red", prompt="a red\ncircle", seed=7, phase=phase, sample=0, steps=2)
 
 
 RUN = [
@@ -142,11 +140,7 @@ def test_the_table_holds_the_middle_of_the_samples_without_warm_up():
     again = [item(number=1), StageFinished(item=1, stage="denoising", ms=60.0), ItemFinished(item=1, total_ms=61.0)]
     for event in [*RUN, *again]:
         table.take(event)
-    assert table.text() == (
-        "stage      ms, median of 2\n"
-        "denoising             50.0\n"
-        "total                 51.0"
-    )
+    assert table.text() == ("stage      ms, median of 2\ndenoising             50.0\ntotal                 51.0")
 
 
 def test_the_table_of_nothing_is_empty():

@@ -20,7 +20,7 @@ MAX_ALIASES = 50
 MAX_NODES = 50_000  # with every alias counted as often as it is used
 CORE = "tag:yaml.org,2002:"
 QUOTE = "quote a text that holds ': ' or ' #'"
-ADVICE = (  # (in the parser's message, whether the fault lies where the parser began rather than where it stopped, ours)
+ADVICE = (  # what the parser says, whether to point where it began (else where it stopped), what we say
     (r"mapping values are not", False, f"a ':' is not expected here; check the indentation, or {QUOTE}"),
     (r"found character '\\t'", False, "a tab; indent with spaces"),
     (r"found character '(.)' that", False, r"a text cannot start with '\1'; quote it"),
@@ -31,12 +31,12 @@ ADVICE = (  # (in the parser's message, whether the fault lies where the parser 
     (r"expected <block end>", False, "the indentation does not fit the lines above, or text follows a closing quote"),
     (r"expected ',' or '\]'", False, "the '[' opened on line {opened} is not closed, or a ',' is missing"),
     (r"expected ',' or '}'", False, "the '{{' opened on line {opened} is not closed, or a ',' is missing"),
-    (r"expected the node content", False, "a value is missing here, or a text that starts with ',' or ']' needs quotes"),
+    (r"expected the node content", False, "a value is missing here; quote a text that starts with ',' or ']'"),
     (r"sequence entries are not", False, "a '- ' is not expected here; begin a list on a line of its own"),
-    (r"expected '<document start>'", False, "text after the end of the recipe; check the indentation and the brackets"),
-    (r"incompatible YAML|directive", False, "directives (%) are not used in recipes; quote a text that starts with '%'"),
+    (r"expected '<document start>'", False, "text after the end; check the indentation and the brackets"),
+    (r"incompatible YAML|directive", False, "recipes have no directives (%); quote a text that starts with '%'"),
     (r"alphabetic or numeric", False, "a name must follow '&' and '*'; quote a text that starts with one of them"),
-    (r"tag|'!'|'>'", False, "tags (!) are not used in recipes; quote a text that starts with '!'"),
+    (r"tag|'!'|'>'", False, "recipes have no tags (!); quote a text that starts with '!'"),
 )
 
 
@@ -132,7 +132,7 @@ class _Reader:
         for pattern, at_begin, advice in ADVICE:
             found = re.search(pattern, problem)
             if found:
-                return refuse(began if at_begin else stopped, found.expand(advice).format(opened=began.line))
+                return refuse(began if at_begin else stopped, found.expand(advice.format(opened=began.line)))
         return refuse(stopped, problem)
 
     def _mark(self, at: Any) -> Mark:

@@ -39,6 +39,8 @@ def problem(message: str) -> PydanticCustomError:
 class Section(BaseModel):
     """Base of every mapping of a recipe: immutable, no unknown fields, no guessing of types, finite numbers."""
 
+    alternatives: ClassVar[tuple[str, ...]] = ()  # keys of which one, laid over, replaces the others
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 

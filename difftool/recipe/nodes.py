@@ -26,8 +26,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Node:
-    """A value at `mark`, under the key at `key`. `size` counts the values in it, those behind aliases every time; `depth` its levels.
+    """A value at `mark`, under the key at `key`.
 
+    `size` counts the values in it, those behind aliases every time; `depth` counts its levels.
     `replaces`: written as one plain value, so it replaces what it is merged over although it stands for a mapping.
     """
 

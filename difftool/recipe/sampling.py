@@ -92,7 +92,7 @@ Prompts = Annotated[
 class Sampling(SamplingValues):
     """What to make."""
 
-    alternatives: ClassVar = ("prompt", "prompts")
+    alternatives: ClassVar[tuple[str, ...]] = ("prompt", "prompts")
     prompts: Prompts | None = Field(default=None, description="list of mappings, or {file: x.txt | x.jsonl | -}")
 
     @model_validator(mode="after")

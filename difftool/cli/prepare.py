@@ -13,7 +13,6 @@ from difftool.planning.make import RunOptions, make_plan
 from difftool.planning.plan import Plan
 from difftool.recipe.flags import flag_overrides, parse_set
 from difftool.recipe.load import load_recipe
-from difftool.recipe.lookup import resolve_source
 from difftool.report.perf import read_perf, write_perf
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def plan_for(arguments: RecipeArguments) -> Plan:
     warning = cache_variables_warning(os.environ)
     if warning:
         print(warning, file=sys.stderr)
-    loaded = load_recipe(resolve_source(chosen_recipe(arguments)), read_overrides(arguments))
+    loaded = load_recipe(chosen_recipe(arguments), read_overrides(arguments))
     return make_plan(loaded, run=run_options(arguments))
 
 

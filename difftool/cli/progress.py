@@ -17,6 +17,7 @@ from difftool.launch.events import (
     Loaded,
     LoadStarted,
     Output,
+    SaveStarted,
     StageFinished,
     StageStarted,
     Step,
@@ -125,10 +126,10 @@ class PlainLines(Quiet):
             warmup = "warm-up " if event.phase == "warmup" else ""
             self._prefix = f"[{event.item + 1}/{event.items}] {warmup}"
             self._say(f"{self._prefix}{event.id}, seed {event.seed}: {one_line(event.prompt)}")
-        elif isinstance(event, StageStarted):
+        elif isinstance(event, StageStarted | SaveStarted):
             self._now = f"{self._prefix}{event.stage}"
         elif isinstance(event, Step):
-            self._now = f"{self._prefix}denoising, step {event.step} of {event.steps}"
+            self._now = f"{self._prefix}denoising, step {event.step + 1} of {event.steps}"
         elif isinstance(event, StageFinished):
             self._say(f"{self._prefix}{event.stage} {event.ms:.1f} ms")
         super().take(event)
@@ -181,10 +182,10 @@ class LiveBars:
             self._show(f"loads the model: {event.name} {event.detail}".rstrip())
         elif isinstance(event, ItemStarted):
             self._start_item(event)
-        elif isinstance(event, StageStarted):
+        elif isinstance(event, StageStarted | SaveStarted):
             self._show(event.stage)
         elif isinstance(event, Step):
-            self._bars.update(self._stage, total=event.steps, completed=event.step)
+            self._bars.update(self._stage, total=event.steps, completed=event.step + 1)
         elif isinstance(event, ItemFinished) and self._items is not None:
             self._bars.update(self._items, completed=event.item + 1)
         elif isinstance(event, Output):

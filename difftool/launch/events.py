@@ -67,7 +67,7 @@ class StageStarted(_Event):
 
 
 class Step(_Event):
-    """A denoising step is done; `step` counts from 1 up to `steps`."""
+    """A denoising step is done; `step` counts from 0 up to `steps`, as in the perf dump."""
 
     event: Literal["step"] = "step"
     item: int = Field(ge=0)
@@ -82,6 +82,14 @@ class StageFinished(_Event):
     item: int = Field(ge=0)
     stage: str
     ms: float = Field(ge=0)
+
+
+class SaveStarted(_Event):
+    """The item is encoded and written; its outputs follow."""
+
+    event: Literal["save_started"] = "save_started"
+    item: int = Field(ge=0)
+    stage: Literal["save"] = "save"
 
 
 class Output(_Event):
@@ -115,7 +123,10 @@ class Heartbeat(_Event):
 
 
 class Error(_Event):
-    """The run is over and failed. `kind` names a class of `difftool.errors`; any other name is an internal error."""
+    """The run is over and failed.
+
+    `kind` names a class of `difftool.errors`, or any exception: an internal error, unless the exit code says memory.
+    """
 
     event: Literal["error"] = "error"
     kind: str
@@ -144,6 +155,7 @@ Event = Annotated[
     | StageStarted
     | Step
     | StageFinished
+    | SaveStarted
     | Output
     | ItemFinished
     | Perf

@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from difftool.errors import DifftoolError, Interrupted
+from difftool.errors import DifftoolError, Interrupted, OutOfMemoryError
 from difftool.launch.events import Error
 from difftool.launch.log import tail
 from difftool.launch.state import RunState
@@ -38,7 +38,7 @@ _SIGNAL_WORDS = {
 
 def failure(event: Error, log: Path) -> DifftoolError:
     """The error to raise for `event`; its cause holds the event itself."""
-    known = _classes().get(event.kind)
+    known = OutOfMemoryError if event.exit_code == OutOfMemoryError.exit_code else _classes().get(event.kind)
     if known is None:
         shown = f"internal error: {event.kind}: {event.message}{_where(event)}"
         error = DifftoolError(shown + _quoted(event.traceback, TRACEBACK_LINES), hint=f"the worker's log is {log}")

@@ -12,6 +12,7 @@ from difftool.launch.events import (
     LoadStarted,
     Output,
     Perf,
+    SaveStarted,
     StageStarted,
     Step,
 )
@@ -48,7 +49,7 @@ class RunState:
             self.loading = isinstance(event, LoadStarted)
         elif isinstance(event, ItemStarted):
             self.item, self.stage, self.step = event, None, None
-        elif isinstance(event, StageStarted):
+        elif isinstance(event, StageStarted | SaveStarted):
             self.stage, self.step = event.stage, None
         elif isinstance(event, Step):
             self.step = event
@@ -66,4 +67,4 @@ class RunState:
         if self.item is None:
             return " while loading the model" if self.loading else " before the first item"
         words = f" in {self.stage} of item {self.item.id}" if self.stage else f" in item {self.item.id}"
-        return words if self.step is None else f"{words}, after step {self.step.step} of {self.step.steps}"
+        return words if self.step is None else f"{words}, after step {self.step.step + 1} of {self.step.steps}"

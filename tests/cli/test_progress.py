@@ -34,8 +34,8 @@ RUN = [
     ItemFinished(item=0, total_ms=900.0),
     item(),
     StageStarted(item=0, stage="denoising"),
+    Step(item=0, step=0, steps=2),
     Step(item=0, step=1, steps=2),
-    Step(item=0, step=2, steps=2),
     StageFinished(item=0, stage="denoising", ms=40.0),
     Output(item=0, path="/elsewhere/red.png", sha256="00"),
     ItemFinished(item=0, total_ms=41.0),
@@ -65,7 +65,7 @@ def test_plain_lines_say_each_stage_on_stderr_and_each_medium_on_stdout(capsys):
 def test_a_long_silence_is_broken_by_a_heartbeat_that_says_where_the_run_is(capsys):
     with PlainLines(heartbeat_s=0.05) as lines:
         lines.take(item())
-        lines.take(Step(item=0, step=1, steps=2))
+        lines.take(Step(item=0, step=0, steps=2))
         deadline = time.monotonic() + 10
         heard = ""
         while "no news" not in heard and time.monotonic() < deadline:

@@ -34,9 +34,10 @@ def succeed(plan, records, send):
         begin(plan, send, number)
         for stage, ms in (("text_encoding", 1.5), ("denoising", 40.0), ("decoding", 8.5)):
             send("stage_started", item=number, stage=stage)
-            for step in range(1, 3) if stage == "denoising" else ():
+            for step in range(2) if stage == "denoising" else ():
                 send("step", item=number, step=step, steps=2)
             send("stage_finished", item=number, stage=stage, ms=ms)
+        send("save_started", item=number, stage="save")
         media = folder / (plan["output"]["file"] or f"{item['id']}.png")
         media.write_bytes(f"{item['prompt']} {item['seed']}".encode())
         send("output", item=number, path=str(media.absolute()), sha256=hashlib.sha256(media.read_bytes()).hexdigest())
@@ -66,7 +67,7 @@ def begin(plan, send, number=0):
 def in_denoising(plan, send):
     begin(plan, send)
     send("stage_started", item=0, stage="denoising")
-    send("step", item=0, step=1, steps=2)
+    send("step", item=0, step=0, steps=2)
     Path(plan["output"]["dir"], ".half.png.difftool-tmp").write_bytes(b"half a picture")
 
 
@@ -162,6 +163,7 @@ BEHAVIOURS = {
     "succeed": succeed,
     "weights": report("WeightsError", 4, "transformer.safetensors ends early", "fetch it again"),
     "recipe": report("RecipeError", 2, "the checkpoint has no negative branch"),
+    "memory": report("MemoryError", 5, "MemoryError", "use a smaller size"),
     "bug": report("KeyError", 1, "'rope'", traceback=TRACEBACK),
     "exit-3": leave_with_3,
     "exit-0": leave_early,

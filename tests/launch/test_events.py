@@ -36,6 +36,7 @@ def test_the_schema_lists_every_event():
         "loaded",
         "output",
         "perf",
+        "save_started",
         "stage_finished",
         "stage_started",
         "started",

@@ -11,7 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from difftool.errors import DifftoolError, Interrupted, RecipeError, Stalled, WeightsError, WorkerCrashed
+from difftool.errors import (
+    DifftoolError,
+    Interrupted,
+    OutOfMemoryError,
+    RecipeError,
+    Stalled,
+    WeightsError,
+    WorkerCrashed,
+)
 from difftool.launch.failure import WorkerReport
 
 PLACE = "in denoising of item red, after step 1 of 2"
@@ -71,6 +79,12 @@ def test_a_refusal_only_the_worker_can_give_is_still_a_recipe_error(workshop):
     with pytest.raises(RecipeError) as caught:
         workshop.run("recipe")
     assert caught.value.message == "error: the checkpoint has no negative branch (denoising, item red)"
+
+
+def test_running_out_of_memory_is_known_by_its_exit_code(workshop):
+    with pytest.raises(OutOfMemoryError) as caught:
+        workshop.run("memory")
+    assert (caught.value.exit_code, caught.value.hint) == (5, "use a smaller size")
 
 
 def test_an_unexpected_exception_is_an_internal_error_with_its_traceback(workshop):

@@ -137,5 +137,5 @@ def export_pipeline(weights: Path, folder: Path, settings: dict[str, object]) ->
         **parts, tokenizer=clip_tokenizer, tokenizer_2=t5_tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
     ).save_pretrained(folder)
-    defaults = {"sampling": SAMPLING, "training": settings}
+    defaults = {"sampling": SAMPLING, "launch": {"threads": 1}, "training": settings}
     (folder / "difftool.json").write_text(json.dumps(defaults, indent=2) + "\n")

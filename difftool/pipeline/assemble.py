@@ -47,7 +47,7 @@ def assemble(plan: Plan, platform: Platform, notify: Callable[..., None]) -> Ass
     pipeline = ComposedPipeline(config.stages(), available=config.facts.components)
     outcomes = {
         "precision": precision.resolve({role: s["precision"] for role, s in plan.stages.items()}, config.roles, platform),
-        "attention": attention.resolve(plan.stages["denoising"]["attention"]["name"]),
+        "attention": attention.resolve(plan.stages["denoising"]["attention"]),
     }
     applied = {name: _or_refuse(outcomes[name]) for name, _ in ORDER if name in outcomes}
     folder = locate(plan.model, config.facts.components)

@@ -48,15 +48,18 @@ MAX_RANKS = 1
 def check_available(recipe: Mapping[str, Any]) -> list[Problem]:
     """One problem for each key whose value would do nothing."""
     default = dict(leaves(Recipe.model_validate({"model": "any"}).model_dump(mode="json", by_alias=True)))
-    changed = {key: value for key, value in leaves(recipe) if value != default.get(key) and not (key not in default and value is None)}
-    return [problem for key, value in changed.items() if (problem := _check(key, value)) is not None]
+    found = [_check(key, value, default) for key, value in leaves(recipe) if value != default.get(key)]
+    return list(dict.fromkeys(problem for problem in found if problem is not None))
 
 
-def _check(key: str, value: object) -> Problem | None:
+def _check(key: str, value: object, default: Mapping[str, object]) -> Problem | None:
     listed = next((name for name in ancestors(key) if name in AVAILABLE), None)
     allowed = AVAILABLE[listed] if listed is not None else ()
     if allowed is ANY or value in allowed:
         return None
+    unset = next((name for name in ancestors(key) if name != key and name in default), None)
+    if unset is not None:  # a section that is absent by default is refused as a whole
+        return Problem(unset, f"{unset}: not available yet")
     offer = f"; use {' or '.join(str(a) for a in allowed)}" if allowed else ""
     return Problem(key, f"{key}={_shown(value)}: not available yet{offer}")
 

@@ -15,17 +15,22 @@ from difftool.families.index import all_families, family_of_class
 from difftool.planning.plan import ModelPlan
 
 BUILTIN = "builtin:"
+OWN_DEFAULTS = "difftool.json"  # beside model_index.json: {"sampling": {...}, "launch": {"threads": N}}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model as planning sees it. `transformer` are its config's keys, `defaults` the sampling values it brings."""
+    """One model as planning sees it. `transformer` are its config's keys, `defaults` the sampling values it brings.
+
+    `threads` is the CPU thread count a checkpoint asks for: a tiny model's operators are too small to be split.
+    """
 
     model: ModelPlan
     family: FamilyFacts
     transformer: Mapping[str, Any]
     defaults: Mapping[str, Any]
     defaults_origin: str
+    threads: int | None = None
 
 
 def builtin_models() -> list[str]:
@@ -110,11 +115,12 @@ def _from_folder(
         name=path, hub_id=hub_id, folder=None if builtin or hub_id else str(folder), revision=None,
         family=family.name, pipeline_class=str(class_name), builtin=builtin,
     )
-    own = _read_json(folder / "difftool.json").get("sampling", {}) if (folder / "difftool.json").is_file() else {}
-    defaults = {**(known[1].sampling if known else {}), **own}
+    own = _read_json(folder / OWN_DEFAULTS) if (folder / OWN_DEFAULTS).is_file() else {}
+    defaults = {**(known[1].sampling if known else {}), **own.get("sampling", {})}
     origin = f"model {known[1].hub_id}" if known and not own else "the checkpoint"
     config = folder / "transformer" / "config.json"
-    return Checkpoint(model, family, _read_json(config) if config.is_file() else {}, defaults, origin)
+    transformer = _read_json(config) if config.is_file() else {}
+    return Checkpoint(model, family, transformer, defaults, origin, own.get("launch", {}).get("threads"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

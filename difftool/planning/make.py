@@ -45,7 +45,8 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     except RecipeError as error:
         raise _located([*problems, *error.problems], loaded) from None
     recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"])
-    items = make_items(recipe["sampling"], _entries(recipe["sampling"], loaded), checkpoint)
+    entries = _entries(recipe["sampling"], loaded)
+    items = make_items(recipe["sampling"], entries, checkpoint)
     problems += items.problems
     if not items.items:
         problems.append(Problem("sampling", "sampling.prompt: there is nothing to make; give a prompt with -p"))
@@ -57,7 +58,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     problems += _output_problems(recipe["output"], run)
     if problems or not isinstance(degrees, Degrees):
         raise _located(problems, loaded)
-    resolved = _resolved(recipe, items, degrees, loaded)
+    resolved = _resolved(recipe, entries, items, degrees, loaded.name)
     return _plan(resolved, checkpoint, items, degrees, run, _provenance(resolved, items, loaded))
 
 
@@ -112,15 +113,17 @@ def _file_order(problem: Problem) -> tuple[str, int, int]:
     return file, line, column
 
 
-def _resolved(recipe: dict[str, Any], items: Items, degrees: Degrees, loaded: Loaded) -> dict[str, Any]:
+def _resolved(
+    recipe: dict[str, Any], entries: Sequence[Mapping[str, Any]], items: Items, degrees: Degrees, file: str
+) -> dict[str, Any]:
     """The recipe with every null and `auto` filled that planning decides; it makes the same plan again."""
-    sampling = {**recipe["sampling"], **{k: v for k, v in items.shared.values.items() if k not in ("scheduler", "extra")}}
-    if isinstance(sampling["prompts"], Mapping):
-        keys = ("id", "prompt", "seed")
-        sampling["prompts"] = [dict(entry) for entry in _entries(recipe["sampling"], loaded)] or keys
+    values = {key: value for key, value in items.shared.values.items() if key not in ("scheduler", "extra")}
+    sampling = {**recipe["sampling"], **values}
+    if isinstance(sampling["prompts"], Mapping):  # a file: what it held is part of the recipe
+        sampling["prompts"] = [dict(entry) for entry in entries]
     parallel = {**degrees.model_dump(), "sp": degrees.ulysses * degrees.ring}
     perf = {**recipe["perf"], "warmup": _warmup(recipe["perf"])}
-    name = recipe["name"] or (Path(loaded.name).stem if loaded.name else _short(recipe["model"]["path"]))
+    name = recipe["name"] or (Path(file).stem if file else _short(recipe["model"]["path"]))
     return {**recipe, "name": name, "extends": None, "sampling": sampling, "parallel": parallel, "perf": perf}
 
 
@@ -168,9 +171,9 @@ def _plan(
         warmup=perf["warmup"],
         repeats=perf["repeats"],
         tag=perf["tag"],
-        threads=_threads(launch["threads"]),
+        threads=_threads(launch["threads"], checkpoint),
         stall_timeout_s=launch["stall_timeout_s"],
-        choices=_choices(resolved, degrees, launch),
+        choices=_choices(resolved, checkpoint),
         recipe=resolved,
         provenance=provenance,
         recipe_sha256=_sha256(hashed),
@@ -178,9 +181,11 @@ def _plan(
     )
 
 
-def _threads(asked: int | str) -> int:
+def _threads(asked: int | str, checkpoint: Checkpoint) -> int:
     if isinstance(asked, int):
         return asked
+    if checkpoint.threads is not None:
+        return checkpoint.threads
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_AUTO_THREADS, usable)
 
@@ -203,20 +208,21 @@ def _output(output: Mapping[str, Any], run: RunOptions, items: Sequence[Item]) -
     )
 
 
-def _choices(resolved: Mapping[str, Any], degrees: Degrees, launch: Mapping[str, Any]) -> tuple[Choice, ...]:
+def _choices(resolved: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Choice, ...]:
     """What `auto` means here, said before anything runs."""
-    stages = resolved["stages"]
+    stages, launch = resolved["stages"], resolved["launch"]
     precision = "fp32 on a CPU, bf16 on CUDA and MPS"
     chosen = [
-        Choice(key=f"stages.{role}.precision", value=precision, reason="auto: the precision each platform is made for")
+        Choice(key=f"stages.{role}.precision", value=precision, reason="what each platform is made for")
         for role in ("text_encoding", "denoising", "decoding")
         if stages[role]["precision"] == "auto"
     ]
     if stages["denoising"]["attention"] == "auto":
-        chosen.append(Choice(key="stages.denoising.attention", value="torch_sdpa", reason="auto: runs on every platform"))
+        chosen.append(Choice(key="stages.denoising.attention", value="torch_sdpa", reason="runs on every platform"))
     if launch["device"] == "auto":
-        chosen.append(Choice(key="launch.device", value="cuda, else mps, else cpu", reason="auto: the fastest present"))
+        chosen.append(Choice(key="launch.device", value="cuda, else mps, else cpu", reason="the fastest present"))
     if launch["threads"] == "auto":
-        reason = f"auto: usable CPUs, at most {MAX_AUTO_THREADS}, alike on one rank and many"
-        chosen.append(Choice(key="launch.threads", value=str(_threads("auto")), reason=reason))
+        own = f"usable CPUs, at most {MAX_AUTO_THREADS}, alike on one rank and many"
+        reason = own if checkpoint.threads is None else "the checkpoint asks for it"
+        chosen.append(Choice(key="launch.threads", value=str(_threads("auto", checkpoint)), reason=reason))
     return tuple(chosen)

@@ -1,9 +1,9 @@
 """A plan as text, for `difftool plan`: what would run, every value with where it came from, and what auto chose."""
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import yaml
 
 from difftool.families.index import family_facts
 from difftool.planning.plan import Degrees, Plan
@@ -11,6 +11,8 @@ from difftool.planning.tree import leaves
 
 SHOWN_ITEMS = 8
 WIDTH = 60
+PLAIN = re.compile(r"[A-Za-z][\w./{}-]*(:[\w./-]+)?( [A-Za-z][\w./-]*)*")
+WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # words some YAML reader takes for values
 
 
 def render_plan(plan: Plan) -> str:
@@ -30,10 +32,30 @@ def render_plan(plan: Plan) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def render_resolved(plan: Plan) -> str:
-    """The complete recipe as YAML; it makes the same plan again."""
-    body: str = yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True, width=100)
-    return body
+def render_resolved(plan: Plan, *, origins: bool = True) -> str:
+    """The complete recipe as YAML, which makes the same plan again; `origins` adds where each value came from."""
+    lines = list(_yaml_lines(plan.recipe, plan.provenance if origins else {}, ""))
+    width = min(72, max(len(line) for line, _ in lines))
+    return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines) + "\n"
+
+
+def _yaml_lines(tree: Mapping[str, Any], origins: Mapping[str, str], prefix: str) -> Iterator[tuple[str, str]]:
+    """Block style for sections, one line of flow style for every leaf."""
+    indent = "  " * prefix.count(".")
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:", ""
+            yield from _yaml_lines(value, origins, f"{prefix}{key}.")
+        else:
+            origin = origins.get(f"{prefix}{key}", "")
+            yield f"{indent}{key}: {_flow(value)}", "" if origin == "default" else origin
+
+
+def _flow(value: Any) -> str:
+    """JSON, which is YAML; without the quotes where a text cannot be taken for anything else."""
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _weights(plan: Plan) -> str:
@@ -73,26 +95,19 @@ def _items(plan: Plan) -> list[str]:
 
 
 def _choices(plan: Plan) -> list[str]:
-    rows = [f"  {c.key:<34} {c.value:<32} {c.reason}" for c in plan.choices]
+    rows = [f"  {c.key:<34} {c.value:<37} {c.reason}" for c in plan.choices]
     return ["auto chooses", *rows] if rows else []
 
 
 def _settings(plan: Plan) -> list[str]:
     """Every value that is not a default, and the sampling values whatever they are."""
-    rows = [
-        f"  {key:<34} {_short(_shown(value)):<32} {origin}"
+    shown = {
+        key: value
         for key, value in leaves(plan.recipe)
-        if (origin := plan.provenance[key]) != "default" or (key.startswith("sampling.") and value is not None)
-    ]
+        if value not in (None, {}) and (key.startswith("sampling.") or plan.provenance[key] != "default")
+    }
+    rows = [f"  {key:<34} {_short(_flow(value)):<32} {plan.provenance[key]}" for key, value in shown.items()]
     return ["settings", *rows]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value if value and value == value.strip() else repr(value)
-    if isinstance(value, Sequence | Mapping):
-        return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).strip()
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _short(text: str) -> str:

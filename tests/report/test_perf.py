@@ -1,0 +1,77 @@
+"""The perf dump: what it holds, what it refuses, and what other tools can read of it."""
+
+import json
+import math
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+from report.dumps import SAMPLE, dump
+
+from difftool.report.perf import PerfDump, accounting_error_pct, json_schema, read_perf, write_perf
+from difftool.report.summary import median_index, summarise
+
+
+def test_a_dump_reads_back_equal(tmp_path):
+    write_perf(tmp_path / "perf.json", dump())
+    assert read_perf(tmp_path / "perf.json") == dump()
+
+
+def test_a_dump_satisfies_the_published_schema(tmp_path):
+    write_perf(tmp_path / "perf.json", dump())
+    jsonschema.validate(json.loads((tmp_path / "perf.json").read_text()), json_schema())
+
+
+def test_the_fields_that_sglang_s_tools_read_are_there():
+    content = json.loads(dump().model_dump_json(by_alias=True))
+    assert content["total_duration_ms"] == 130.0
+    assert content["steps"] == [{"name": "denoising", "duration_ms": 100.0}, {"name": "decoding", "duration_ms": 30.0}]
+    assert [set(step) for step in content["denoise_steps_ms"]] == [{"step", "duration_ms", "kind"}] * 2
+    assert {"timestamp", "request_id", "commit_hash", "tag", "memory_checkpoints", "meta"} <= content.keys()
+    assert content["meta"] == {"prompt": "a red circle", "model": "builtin:shapes-image"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_times_that_cannot_be_are_refused(value):
+    with pytest.raises(ValidationError):
+        dump(total_duration_ms=value)
+
+
+def test_numbers_deep_inside_must_be_finite_too():
+    with pytest.raises(ValidationError, match="dump.env.load is nan"):
+        dump(env={"load": math.nan})
+
+
+def test_steps_are_numbered_without_a_gap():
+    steps = [{"step": 0, "duration_ms": 1.0, "kind": "compute"}, {"step": 2, "duration_ms": 1.0, "kind": "compute"}]
+    with pytest.raises(ValidationError, match="not numbered 0, 1, 2"):
+        dump(samples=[{**SAMPLE, "denoise_steps_ms": steps}])
+
+
+def test_an_ok_dump_has_samples_and_a_failed_one_may_have_none():
+    with pytest.raises(ValidationError, match="at least one sample"):
+        dump(samples=[])
+    error = {"kind": "OutOfMemoryError", "message": "too big", "stage": "denoising", "item": 0}
+    assert dump(samples=[], status="failed", error=error).error.stage == "denoising"
+
+
+def test_unknown_fields_are_refused():
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        PerfDump.model_validate({**json.loads(dump().model_dump_json(by_alias=True)), "speed": 1})
+
+
+def test_accounting_error_is_in_per_cent_of_the_total():
+    assert accounting_error_pct(200.0, {"a": 150.0, "b": 46.0}) == pytest.approx(2.0)
+
+
+def test_the_lower_median_sample_stands_for_all():
+    assert median_index([3.0]) == 0
+    assert median_index([30.0, 10.0, 20.0]) == 2
+    assert median_index([40.0, 10.0, 20.0, 30.0]) == 2
+
+
+def test_a_summary_by_hand():
+    summary = summarise([10.0, 20.0, 40.0])
+    assert (summary.n, summary.median, summary.mad, summary.min, summary.max) == (3, 20.0, 10.0, 10.0, 40.0)
+    assert summary.cv_pct == pytest.approx(100 * 15.2753 / 23.3333, rel=1e-4)
+    assert summarise([5.0]).cv_pct == 0.0

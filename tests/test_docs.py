@@ -1,0 +1,63 @@
+"""What the docs show is run: YAML blocks make plans, `difftool` commands succeed, links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from difftool.cli.main import main
+from difftool.planning.make import RunOptions, make_plan
+from difftool.recipe.load import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "difftool/builtin/recipes").glob("*.yaml"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page:number, text) of every fenced block of a language."""
+    found = []
+    for page in PAGES:
+        texts = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+        found += [(f"{page.name}:{i}", text) for i, text in enumerate(texts)]
+    return found
+
+
+def commands(word: str) -> list[str]:
+    """Every shown command line that starts with `word`, without its comment."""
+    lines = [line for _, text in blocks("sh") for line in text.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith(word)]
+
+
+@pytest.mark.parametrize(("place", "text"), blocks("yaml"), ids=lambda value: value if ":" in value[:30] else "")
+def test_a_shown_recipe_makes_a_plan(place, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shown.yaml").write_text(text)
+    assert make_plan(load_recipe(tmp_path / "shown.yaml"), run=RunOptions()).items
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_makes_a_plan(path):
+    assert make_plan(load_recipe(path), run=RunOptions()).items
+
+
+@pytest.mark.parametrize("command", commands("difftool plan") + commands("difftool schema"))
+def test_a_shown_plan_command_succeeds(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands("difftool generate"))
+def test_a_shown_generate_command_is_one_that_plans(command, monkeypatch, tmp_path, capsys):
+    """The built-in ones are run for real in test_end_to_end; here, each is planned."""
+    monkeypatch.chdir(ROOT)
+    assert main([*shlex.split(command)[1:], "--dry-run"]) == 0
+    assert "items" in capsys.readouterr().out
+
+
+def test_links_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"

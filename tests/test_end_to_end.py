@@ -1,0 +1,231 @@
+"""The whole command as a user runs it: `python -m difftool generate`, real worker, real weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from families.cases import CASES
+from media.reading import embedded_recipe
+from PIL import Image
+from tiny import ROOT, difftool, read_json
+
+from difftool.builtin.shapes import Scene, is_right
+from difftool.report.perf import json_schema, read_perf
+
+SHAPES = "builtin:shapes-image"
+RED_CIRCLE = Scene("circle", "red", "white", "")
+
+
+@pytest.fixture(scope="module")
+def red(tmp_path_factory):
+    """The quickstart's run: its folder, with red.png and perf.json."""
+    folder = tmp_path_factory.mktemp("red")
+    done = difftool(
+        "generate", SHAPES, "-p", "a red circle", "--seed", 7, "-o", "red.png", "--perf-dump-path", "perf.json", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "red.png\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny FLUX.1 on disk."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-flux"
+    CASES[1].build().save_pretrained(folder)
+    return folder
+
+
+def tiny_run(checkpoint, cwd, *arguments, **environment):
+    """A short run of the tiny checkpoint."""
+    request = ["-p", "x", "--height", 32, "--width", 32, "--num-inference-steps", 2, "--max-sequence-length", 8]
+    return difftool("generate", checkpoint, *request, *arguments, cwd=cwd, **environment)
+
+
+def test_the_picture_is_what_the_prompt_says(red):
+    with Image.open(red / "red.png") as picture:
+        assert picture.size == (64, 64) and is_right(RED_CIRCLE, np.asarray(picture))
+
+
+def test_the_dump_holds_the_whole_run(red):
+    jsonschema.validate(read_json(red / "perf.json"), json_schema())
+    dump = read_perf(red / "perf.json")
+    assert [step.name for step in dump.steps] == [
+        "input_validation", "text_encoding", "latent_preparation", "timestep_preparation", "denoising", "decoding",
+    ]
+    assert [step.step for step in dump.denoise_steps_ms] == list(range(20))
+    assert sum(step.duration_ms for step in dump.denoise_steps_ms) <= dump.stages_ms["denoising"]
+    assert bool(dump.warnings) == (dump.measure.accounting_error_pct > 2)
+    assert dump.measure.load_ms > 0 and dump.measure.cold_start_ms > dump.measure.load_ms
+    assert dump.effective["precision"]["transformer"] == "fp32"
+    assert dump.effective["attention"] == {"status": "applied", "backend": "torch_sdpa"}
+    assert dump.samples[0].peak_memory_mb > 100
+    assert (red / dump.samples[0].outputs[0].path).resolve() == (red / "red.png").resolve()
+
+
+def test_records_are_beside_the_picture(red):
+    (run,) = (red / ".difftool").iterdir()
+    assert sorted(path.name for path in run.iterdir()) == ["perf.json", "plan.json", "recipe.yaml", "worker.log"]
+    assert sorted(path.name for path in red.iterdir()) == [".difftool", "perf.json", "red.png"]
+
+
+def test_the_resolved_recipe_makes_the_same_bytes_again(red, tmp_path):
+    (run,) = (red / ".difftool").iterdir()
+    done = difftool("generate", run / "recipe.yaml", "-o", "again.png", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "again.png\n" and done.stderr == ""
+    assert (tmp_path / "again.png").read_bytes() == (red / "red.png").read_bytes()
+
+
+def test_the_picture_tells_how_it_was_made_and_no_secrets_of_the_machine(red):
+    recipe = embedded_recipe((red / "red.png").read_bytes())
+    assert recipe["sampling"]["prompt"] == "a red circle" and recipe["sampling"]["seed"] == 7
+    assert recipe["model"]["path"] == SHAPES
+    text = json.dumps(recipe)
+    assert str(red) not in text and str(ROOT) not in text and "launch" not in recipe and "output" not in recipe
+
+
+def test_stock_diffusers_draws_the_same_picture(red):
+    from diffusers import FluxPipeline
+
+    folder = ROOT / "difftool/builtin/shapes-image"
+    torch.set_num_threads(read_json(next((red / ".difftool").iterdir()) / "plan.json")["threads"])
+    stock = FluxPipeline.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    values = read_json(folder / "difftool.json")["sampling"]
+    picture = stock(prompt="a red circle", generator=torch.Generator().manual_seed(7), **values).images[0]
+    with Image.open(red / "red.png") as ours:
+        assert np.array_equal(np.asarray(ours), np.asarray(picture))
+
+
+def test_events_are_json_lines_and_formats_follow_the_name(tmp_path):
+    done = difftool(
+        "generate", SHAPES, "-p", "a blue star", "-p", "a green ring", "-s", "output.format=webp", "-o", "many/", "--json",
+        "--num-inference-steps", 2, cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "started" and kinds[-1] == "finished" and kinds.count("step") == 4
+    assert [Path(e["path"]).name for e in events if e["event"] == "output"] == ["a_blue_star-42.webp", "a_green_ring-43.webp"]
+
+
+def test_repeats_are_samples_and_warm_up_is_kept_apart(checkpoint, tmp_path):
+    done = tiny_run(checkpoint, tmp_path, "--repeats", 3, "--warmup", 1, "--perf-dump-path", "perf.json")
+    assert done.returncode == 0, done.stderr
+    dump = read_perf(tmp_path / "perf.json")
+    assert len(dump.samples) == 3 and len(dump.measure.warmup_ms) == 1 and dump.summary["total"].n == 3
+    assert dump.summary["step"].n == 6 and dump.summary["save"].n == 1
+    assert sorted(s.total_ms for s in dump.samples)[1] == dump.total_duration_ms
+
+
+def test_a_second_run_does_not_replace_the_first_picture(checkpoint, tmp_path):
+    for _ in range(2):
+        assert tiny_run(checkpoint, tmp_path, "-o", "x.jpg").returncode == 0
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["x-1.jpg", "x.jpg"]
+
+
+def damage(checkpoint, tmp_path, change):
+    """A copy of the checkpoint with its transformer's weights changed."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(checkpoint, copy)
+    change(copy / "transformer" / "diffusion_pytorch_model.safetensors")
+    return copy
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def make_pickle(path):
+    torch.save({"weight": torch.zeros(2)}, path.with_suffix(".bin"))
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(truncate, "is truncated: it promises"), (make_pickle, "is a pickle, which can run code")]
+)
+def test_bad_weights_end_the_run_with_exit_4(checkpoint, tmp_path, change, words):
+    done = tiny_run(damage(checkpoint, tmp_path, change), tmp_path, "-o", "x.png", "--perf-dump-path", "perf.json")
+    assert done.returncode == 4
+    assert words in done.stderr and "hint:" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.png").exists()
+    assert read_perf(tmp_path / "perf.json").status == "failed"
+
+
+def test_a_missing_model_folder_ends_with_exit_4_before_anything_is_launched(tmp_path):
+    done = difftool("generate", "./nowhere", "-p", "x", cwd=tmp_path)
+    assert done.returncode in (2, 4) and "nowhere" in done.stderr and "hint:" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_folder_ends_with_exit_9(tmp_path):
+    (tmp_path / "file").touch()
+    done = difftool("generate", SHAPES, "-p", "x", "-o", "file/x.png", cwd=tmp_path)
+    assert done.returncode == 9 and "cannot write" in done.stderr and "hint:" in done.stderr
+
+
+def test_storage_that_ends_keeps_what_is_finished_and_leaves_nothing_half_written(checkpoint, tmp_path):
+    # the records fit under the limit of 64 KiB a file, and so does the first picture; the second does not
+    command = [sys.executable, "-m", "difftool", "generate", "many.yaml", "--return-frames", "--no-save-output"]
+    (tmp_path / "many.yaml").write_text(
+        f"model: {checkpoint}\nsampling:\n  num_inference_steps: 1\n  max_sequence_length: 8\n  prompts:\n"
+        "    - {id: small, prompt: x, height: 32, width: 32}\n    - {id: big, prompt: x, height: 128, width: 128}\n"
+        'output: {dir: out, name: "{id}"}\n'
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *command], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 9, done.stderr
+    assert "File too large" in done.stderr and "big.npz" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".difftool", "small.npz"]
+
+
+def test_ctrl_c_ends_the_run_cleanly(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "difftool", "generate", SHAPES, "-p", "a red circle", "--json", "-o", "x.png"]
+    run = [*command, "--num-inference-steps", "100000"]
+    with subprocess.Popen(run, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = json.loads(process.stdout.readline())["pid"]
+        while json.loads(process.stdout.readline())["event"] != "step":
+            pass
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(60) == 130
+    assert not Path(f"/proc/{worker}").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".difftool"]
+
+
+def test_a_killed_worker_is_exit_6_with_its_cause_and_place(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "difftool", "generate", SHAPES, "-p", "a red circle", "--json", "-o", "x.png"]
+    run = [*command, "--num-inference-steps", "100000"]
+    with subprocess.Popen(run, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = json.loads(process.stdout.readline())["pid"]
+        while json.loads(process.stdout.readline())["event"] != "step":
+            pass
+        os.kill(worker, signal.SIGKILL)
+        last = json.loads(process.stdout.read().splitlines()[-1])
+        assert process.wait(60) == 6
+    assert last["event"] == "error" and "SIGKILL" in last["message"] and "denoising" in last["message"]
+
+
+def test_plan_answers_without_torch_and_in_no_time(tmp_path):
+    (tmp_path / "r.yaml").write_text("model: builtin:shapes-image\nsampling: {prompt: a red circle}\n")
+    done = difftool("plan", "r.yaml", cwd=tmp_path, PYTHONVERBOSE="")
+    assert done.returncode == 0, done.stderr
+    check = "import sys, difftool.cli.main as m; m.main(['plan', 'r.yaml']); print('torch' in sys.modules, file=sys.stderr)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    seen = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert seen.stdout == done.stdout and seen.stderr == "False\n"

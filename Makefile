@@ -31,5 +31,5 @@ check: $(STAMP)  ## style, types, import direction
 test: $(STAMP)  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-full: test  ## the fast tests, then the slow ones
-	$(BIN)/python -m pytest -m slow
+test-full: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest

@@ -106,7 +106,6 @@ def test_the_installed_command_knows_its_version(installed: Path, tmp_path: Path
     assert project()["version"] in run(installed.with_name("difftool"), "--version", cwd=tmp_path)
 
 
-@pytest.mark.slow
 def test_the_wheel_makes_the_picture_that_the_prompt_says(installed: Path, tmp_path: Path) -> None:
     where = run(installed, "-c", "import difftool; print(difftool.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parents[1])

@@ -18,6 +18,7 @@ from difftool.recipe.scalars import TAGS, join_surrogates, read_scalar
 MAX_BYTES = 256 * 1024
 MAX_ALIASES = 50
 MAX_NODES = 50_000  # with every alias counted as often as it is used
+ODD_BREAKS = re.compile("[\x85\u2028\u2029]")  # lines end there in YAML 1.1 and not in 1.2
 CORE = "tag:yaml.org,2002:"
 QUOTE = "quote a text that holds ': ' or ' #'"
 ADVICE = (  # what the parser says, whether to point where it began (else where it stopped), what we say
@@ -58,6 +59,7 @@ class _Open:
     items: list[Node] = field(default_factory=list)
     key: str | None = None
     key_mark: Mark = Mark()
+    is_merge: bool = False
     size: int = 1
     depth: int = 1
     first: dict[str, Mark] = field(default_factory=dict)
@@ -91,6 +93,9 @@ def decode(data: bytes, source: str) -> str:
 
 def read_document(text: str, source: str) -> Document:
     """A text of YAML 1.2 or JSON as nodes. Raises RecipeError where nothing after the fault can be read."""
+    odd = ODD_BREAKS.search(text)
+    if odd is not None:
+        raise _bad_character(text, odd.start(), source)
     if source.endswith(".json"):
         text = text.replace("\t", " ")  # JSON may be indented with tabs; inside its strings they must be escaped
     return _Reader(source).read(text)
@@ -120,10 +125,7 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             raise self._translated(error) from None
         except yaml.reader.ReaderError as error:
-            before = text[: error.position]
-            line, col = before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1
-            message = f"the control character #x{ord(text[error.position]):04x} is not allowed"
-            raise refuse(Mark(self.source, line, col), message) from None
+            raise _bad_character(text, error.position, self.source) from None
 
     def _translated(self, error: yaml.MarkedYAMLError) -> RecipeError:
         stopped = self._mark(error.problem_mark)
@@ -169,9 +171,9 @@ class _Reader:
 
     def _take_key(self, key: str, mark: Mark, *, is_plain: bool) -> None:
         top = self.stack[-1]
-        top.key, top.key_mark = key, mark
+        top.key, top.key_mark, top.is_merge = key, mark, is_plain and key == "<<"
         path = dotted((*self._path(), key))
-        if is_plain and key == "<<":
+        if top.is_merge:
             message = f"{path}: merge keys are not supported; use extends, or write the lines out"
             self.faults.append(Fault(mark, path, message))
         elif key in top.first:
@@ -225,7 +227,7 @@ class _Reader:
             top.items.append(node)
             return
         assert top.key is not None, node
-        if top.key not in top.entries and top.key != "<<":
+        if top.key not in top.entries and not top.is_merge:
             top.entries[top.key] = replace(node, key=top.key_mark)
         top.key = None
 
@@ -250,7 +252,7 @@ class _Reader:
             return ""
         name = "str" if tag == "!" else tag.removeprefix(CORE)
         if name not in TAGS:
-            raise refuse(mark, f"the tag {tag!r} is not allowed; quote a text that starts with '!'")
+            raise refuse(mark, f"the tag {tag.replace(CORE, '!!')} is not allowed; quote a text that starts with '!'")
         return name
 
 
@@ -260,3 +262,10 @@ def join_surrogates_at(text: str, mark: Mark) -> str:
         return join_surrogates(text)
     except ValueError as error:
         raise refuse(mark, str(error)) from None
+
+
+def _bad_character(text: str, position: int, source: str) -> RecipeError:
+    before = text[:position]
+    mark = Mark(source, before.count("\n") + 1, position - before.rfind("\n"))
+    code = f"{ord(text[position]):04x}"
+    return refuse(mark, f"the control character U+{code} is not allowed; write \"\\u{code}\" in double quotes")

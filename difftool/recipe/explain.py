@@ -30,6 +30,7 @@ WORDS = {
     "plain": "{message}",
 }
 NUMBERS = ("int_type", "float_type")
+LISTS = ("tuple_type", "list_type")
 MISSING = {"model": "missing; every recipe names its model, for example model: builtin:shapes-image"}
 LONGEST = 60  # characters of a value that are shown
 
@@ -37,6 +38,15 @@ LONGEST = 60  # characters of a value that are shown
 def explain(details: Iterable[ErrorDetails], root: Node) -> list[Fault]:
     """One fault for each error, without repetitions."""
     return list(dict.fromkeys(_fault(error, root) for error in details))
+
+
+def is_misspelt(fault: Fault, others: Iterable[Fault]) -> bool:
+    """Whether a missing key is only a misspelt one, which has a fault of its own."""
+    section, _, name = fault.key.rpartition(".")
+    if not fault.message.startswith(f"{fault.key}: missing"):
+        return False
+    siblings = (other for other in others if other.key.rpartition(".")[0] == section)
+    return any(other.message.endswith(f"did you mean {name!r}?") for other in siblings)
 
 
 def _fault(error: ErrorDetails, root: Node) -> Fault:
@@ -54,6 +64,8 @@ def _locate(loc: Iterable[object], root: Node) -> tuple[Key, Node]:
     path: Key = ()
     node = root
     for part in loc:
+        if node.replaces:  # the user wrote one plain value here
+            break
         if node.is_mapping and part in node.mapping:
             node = node.mapping[str(part)]
         elif node.is_list and isinstance(part, int):
@@ -69,9 +81,12 @@ def describe(error: ErrorDetails) -> str:
     value, context = error["input"], error.get("ctx", {})
     if error["type"] == "literal_error":
         return _not_one_of(value, re.findall(r"'([^']*)'", str(context["expected"])))
-    words = WORDS[error["type"]].format(value=show(value), **context)
+    bounds = {key: f"{bound:g}" if isinstance(bound, float) else bound for key, bound in context.items()}
+    words = WORDS[error["type"]].format(value=show(value), **bounds)
     if error["type"] in NUMBERS and isinstance(value, str) and _is_number(value):
         return f"{words}; remove the quotes"
+    if error["type"] in LISTS and not isinstance(value, (list, tuple)):
+        return f"{words}; put it in [ ]"
     if error["type"] == "string_type" and isinstance(value, (bool, int, float)):
         return f"{words}; put it in quotes"
     return words
@@ -79,6 +94,8 @@ def describe(error: ErrorDetails) -> str:
 
 def _not_one_of(value: object, names: list[str]) -> str:
     words = f"{show(value)} is not {'one of ' if len(names) > 1 else ''}{', '.join(names)}"
+    if len(names) == 1:
+        return words
     if "none" in names and value in (False, "off", "false", "no", "disabled"):
         return f"{words}; did you mean 'none'?"
     close = nearest(value.lower(), names) if isinstance(value, str) else None

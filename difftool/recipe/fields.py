@@ -181,4 +181,9 @@ Size = Annotated[str, BeforeValidator(_size)]
 AutoCount = Annotated[Count | Literal["auto"], worded("a whole number of at least 1, or auto")]
 AutoWhole = Annotated[Whole | Literal["auto"], worded("a whole number of at least 0, or auto")]
 AutoPositive = Annotated[Positive | Literal["auto"], worded("a number above 0, or auto")]
+AutoNumbers = Annotated[
+    Annotated[Literal["auto"], worded("auto, or a list of numbers"), Tag("one")]
+    | Annotated[Many[float], Field(min_length=1), Tag("many")],
+    Discriminator(_one_or_many),
+]
 AutoNotNegative = Annotated[NotNegative | Literal["auto"], worded("a number of at least 0, or auto")]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from difftool.errors import Problem, RecipeError
 from difftool.recipe.checks import reference_faults, sweep_faults
 from difftool.recipe.document import read_document, read_text
-from difftool.recipe.explain import explain, show
+from difftool.recipe.explain import explain, is_misspelt, show
 from difftool.recipe.fields import Choice
 from difftool.recipe.flat import flat_to_sections, is_flat
 from difftool.recipe.hints import nearest
@@ -156,7 +156,8 @@ def _validated(root: Node, faults: list[Fault]) -> Recipe | None:
     try:
         recipe = Recipe.model_validate(plain(root))
     except ValidationError as error:
-        faults += explain(error.errors(include_url=False), root)
+        found = explain(error.errors(include_url=False), root)
+        faults += [fault for fault in found if not is_misspelt(fault, faults)]
         return None
     faults += [*sweep_faults(root), *reference_faults(root)]
     return recipe

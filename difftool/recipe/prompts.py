@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from difftool.errors import Problem, RecipeError
 from difftool.recipe.document import decode
-from difftool.recipe.explain import explain
+from difftool.recipe.explain import explain, is_misspelt
 from difftool.recipe.keys import Shape
 from difftool.recipe.nodes import Fault, Mark, Node, from_plain, plain, refuse
 from difftool.recipe.sampling import PromptEntry, PromptsFile
@@ -112,7 +112,8 @@ def _entry(node: Node, folder: Path, faults: list[Fault]) -> dict[str, Any] | No
     try:
         entry = PromptEntry.model_validate(plain(known))
     except ValidationError as error:
-        faults += explain(error.errors(include_url=False), known)
+        found = explain(error.errors(include_url=False), known)
+        faults += [fault for fault in found if not is_misspelt(fault, faults)]
         return None
     return entry.model_dump(mode="json", by_alias=True)
 

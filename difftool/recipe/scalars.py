@@ -34,7 +34,7 @@ def read_scalar(text: str, tag: str = "") -> object:
     for name, pattern, read in READERS:
         if tag in ("", name) and pattern.fullmatch(text):
             if name == "int" and len(text) > MAX_DIGITS:
-                raise ValueError(f"a whole number of {len(text)} digits")
+                raise ValueError(f"a whole number of {len(text)} digits; quote a text of digits")
             return read(text)
     if tag == "float" and DECIMAL.fullmatch(text):
         return float(text)

@@ -8,6 +8,7 @@ from difftool.recipe.fields import (
     Aliases,
     AutoCount,
     AutoNotNegative,
+    AutoNumbers,
     Count,
     Fraction,
     Free,
@@ -161,9 +162,7 @@ class TeaCache(Section):
     """Caching by the change of the timestep embedding."""
 
     threshold: AutoNotNegative = Field(default="auto", description="accumulated change that ends a cached run")
-    coefficients: Annotated[
-        Literal["auto"] | Annotated[Many[float], Field(min_length=1)], worded("a list of numbers, or auto")
-    ] = Field(default="auto", description="of the polynomial, highest power first; auto = the family's")
+    coefficients: AutoNumbers = Field(default="auto", description="highest power first; auto: the family's")
 
 
 class SecondaryCache(Section):

@@ -30,6 +30,8 @@ AttentionName = Annotated[
     Aliases(
         (
             ("native", "torch_sdpa"),
+            ("sdpa", "torch_sdpa"),
+            ("flash_attn", "fa"),
             ("_native_cudnn", "cudnn"),
             ("flash", "fa2"),
             ("flash_hub", "fa2"),

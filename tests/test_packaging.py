@@ -57,12 +57,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_everything_of_the_package_and_nothing_else(wheel: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "difftool"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert packed == {name for name in listed.splitlines() if (ROOT / name).is_file()}
+    files = {path.relative_to(ROOT) for path in ROOT.glob("difftool/**/*") if path.is_file()}
+    assert packed == {path.as_posix() for path in files if "__pycache__" not in path.parts}
 
 
 def project() -> dict[str, Any]:

@@ -22,7 +22,7 @@ app = typer.Typer(
     name=PROGRAM,
     cls=PanelGroup,
     help="Run, plan and measure diffusion pipelines described by recipes.",
-    epilog="The shortest run: difftool generate builtin:shapes-image -p 'a red circle' -o red.png",
+    epilog="The shortest run:\n\ndifftool generate builtin:shapes-image -p 'a red circle' -o red.png",
     rich_markup_mode=None,
     no_args_is_help=False,
 )

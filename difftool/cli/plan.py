@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(arguments: RecipeArguments, *, resolved: ResolvedFlag = False, as_json: JsonFlag = False) -> None:
-    """Check and resolve a recipe and print what would run; needs no GPU and no weights."""
+    """Check and resolve a recipe and print what would run."""
     from difftool.cli.prepare import plan_for, print_plan, print_resolved
 
     if resolved and as_json:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 HEARTBEAT_S = 30.0
+WORTH_A_LINE_MS = 10.0  # a stage below this is only in the table
 Mode = Literal["json", "quiet", "plain", "live"]
 
 
@@ -130,7 +131,7 @@ class PlainLines(Quiet):
             self._now = f"{self._prefix}{event.stage}"
         elif isinstance(event, Step):
             self._now = f"{self._prefix}denoising, step {event.step + 1} of {event.steps}"
-        elif isinstance(event, StageFinished):
+        elif isinstance(event, StageFinished) and event.ms >= WORTH_A_LINE_MS:
             self._say(f"{self._prefix}{event.stage} {event.ms:.1f} ms")
         super().take(event)
 

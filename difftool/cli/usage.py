@@ -20,7 +20,10 @@ def usage_error(error: "TyperException") -> UsageError:
     command = context.command_path if context else "difftool"
     unknown = getattr(error, "option_name", None)
     if unknown is None or context is None or "o such option" not in error.message:
-        return UsageError(_plain(error.format_message()), hint=f"see {command} --help")
+        extra = "unexpected extra argument" in error.message
+        return UsageError(
+            _plain(error.format_message()), hint="a prompt goes in -p" if extra else f"see {command} --help"
+        )
     return UsageError(f"unknown flag {unknown}", hint=_way_out(unknown, context))
 
 

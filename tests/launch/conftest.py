@@ -55,7 +55,11 @@ def small_plan(folder: Path, **changes: Any) -> Plan:
         "threads": 2,
         "stall_timeout_s": 60.0,
         "choices": (),
-        "recipe": {"model": "builtin:shapes-image", "sampling": {"prompt": ["a red circle", "a blue circle"]}},
+        "recipe": {
+            "schema": "difftool/v1",
+            "model": "builtin:shapes-image",
+            "sampling": {"prompt": ["a red circle", "a blue circle"]},
+        },
         "provenance": {},
         "recipe_sha256": "0" * 64,
         "workload_sha256": "1" * 64,

@@ -4,11 +4,10 @@ import os
 import re
 
 import pytest
-import yaml
 
 from difftool import launch
 from difftool.errors import OutputError
-from difftool.launch.records import new_run_id, recipe_text
+from difftool.launch.records import new_run_id
 from difftool.planning.plan import Plan
 
 
@@ -19,7 +18,7 @@ def test_records_hold_the_recipe_and_the_plan(tmp_path, make_small_plan):
     assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "recipe.yaml"]
     assert Plan.model_validate_json((folder / "plan.json").read_text()) == plan
     assert (folder / "recipe.yaml").read_text() == (
-        "schema: difftool/v1\nmodel: builtin:shapes-image\nsampling:\n  prompt:\n  - a red circle\n  - a blue circle\n"
+        'schema: difftool/v1\nmodel: builtin:shapes-image\nsampling:\n  prompt: ["a red circle", "a blue circle"]\n'
     )
 
 
@@ -30,13 +29,6 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path, make_small_plan):
 
 def test_a_run_id_is_a_time_that_sorts():
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", new_run_id())
-
-
-@pytest.mark.parametrize("text", ["1e-3", "0o17", "1.", "null", "no", "12", "a: b", "# x", "", "ünï"])
-def test_a_text_that_looks_like_something_else_is_quoted(tmp_path, make_small_plan, text):
-    written = recipe_text(make_small_plan(tmp_path, recipe={"name": text}))
-    assert yaml.safe_load(written)["name"] == text
-    assert text in ("ünï", "a: b") or written != f"schema: difftool/v1\nname: {text}\n"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,0 +1,126 @@
+"""The help is the manual page: these literals are what a newcomer reads. It must come at once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def test_the_application_lists_its_commands(difftool):
+    answer = difftool("--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out == (
+        "Usage: difftool [OPTIONS] COMMAND [ARGS]...\n"
+        "\n"
+        "  Run, plan and measure diffusion pipelines described by recipes.\n"
+        "\n"
+        "Commands:\n"
+        "  generate  Run a recipe: prompts in, media and a perf dump out.\n"
+        "  plan      Check and resolve a recipe and print what would run.\n"
+        "  schema    Print the JSON Schema of recipes, perf dumps or events.\n"
+        "\n"
+        "Options:\n"
+        "  --version             print the version\n"
+        "  --install-completion  install completion for this shell\n"
+        "  --show-completion     print the completion script of this shell\n"
+        "  --help                show this page\n"
+        "\n"
+        "  The shortest run:\n"
+        "\n"
+        "  difftool generate builtin:shapes-image -p 'a red circle' -o red.png\n"
+    )
+
+
+def test_no_argument_shows_the_same_page(difftool):
+    assert difftool() == difftool("--help")
+
+
+def test_help_shows_the_common_flags_with_their_recipe_keys(difftool):
+    assert difftool("plan", "--help").out == (
+        "Usage: difftool plan [OPTIONS] [RECIPE]\n"
+        "\n"
+        "  Check and resolve a recipe and print what would run.\n"
+        "\n"
+        "Arguments:\n"
+        "  RECIPE  a recipe file, a built-in recipe, or a model\n"
+        "\n"
+        "Common:\n"
+        "  -p, --prompt sampling.prompt          what to make; repeatable\n"
+        "  --prompt-file sampling.prompts.file   prompts from x.txt, x.jsonl or -\n"
+        "                                        (stdin)\n"
+        "  --seed sampling.seed                  a number, or random\n"
+        "  --height sampling.height              pixels\n"
+        "  --width sampling.width                pixels\n"
+        "  --num-frames sampling.num_frames      frames of a video\n"
+        "  --num-inference-steps sampling.num_inference_steps\n"
+        "                                        denoising steps\n"
+        "  --guidance-scale sampling.guidance_scale\n"
+        "                                        how closely to follow the prompt\n"
+        "  --num-gpus parallel.num_gpus          devices to use, or auto\n"
+        "  --device launch.device                auto, cuda, cpu or mps\n"
+        "  --memory-budget memory.budget         device memory to stay within, such as\n"
+        "                                        24GiB\n"
+        "  -o, --output PATH                     x.png names the one file, x/ the\n"
+        "                                        folder\n"
+        "\n"
+        "Options:\n"
+        "  -c, --config RECIPE  the same as RECIPE\n"
+        "  -s, --set KEY=VALUE  any key of the recipe; repeatable\n"
+        "  --help-all           show every flag\n"
+        "  --resolved           print the complete recipe, every value filled in\n"
+        "  --json               print the plan as one JSON object\n"
+        "  --help               show this page\n"
+    )
+
+
+def test_help_all_adds_every_panel(difftool):
+    page = difftool("generate", "--help-all").out
+    titles = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [
+        "Arguments:",
+        "Common:",
+        "Model:",
+        "Parallel:",
+        "Stages:",
+        "Sampling:",
+        "Run:",
+        "Options:",
+    ]
+    assert "  --tp-size, --tensor-parallel-size parallel.tp\n" in page
+    assert "  --vae-slicing stages.decoding.slicing\n" in page
+
+
+def test_every_flag_of_the_table_is_on_the_full_page(difftool):
+    from difftool.recipe.flag_table import FLAGS
+
+    page = difftool("generate", "--help-all").out
+    assert [flag.names for flag in FLAGS if not all(name in page for name in flag.names)] == []
+
+
+@pytest.mark.parametrize("words", ["--help", "generate --help-all"])
+def test_help_imports_nothing_heavy(words):
+    code = (
+        "import sys\n"
+        "from difftool.cli.main import main\n"
+        f"main({words.split()!r})\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & set(sys.argv[1:])), file=sys.stderr)"
+    )
+    heavy = ["torch", "numpy", "diffusers", "transformers", "rich", "yaml", "psutil"]
+    ran = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert ran.stderr == "[]\n"
+
+
+def test_the_version_is_printed(difftool):
+    answer = difftool("--version")
+    assert answer.code == 0 and answer.out.startswith("difftool ")
+
+
+def test_the_shell_completes_commands_and_recipe_keys():
+    def completions(words: str, index: int) -> str:
+        environment = {"_DIFFTOOL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+        command = [sys.executable, "-m", "difftool"]
+        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True).stdout
+
+    assert completions("difftool g", 1).split() == ["generate"]
+    assert "sampling.seed=" in completions("difftool plan --set sampling.s", 3).split()

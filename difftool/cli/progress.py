@@ -17,6 +17,7 @@ from difftool.launch.events import (
     Loaded,
     LoadStarted,
     Output,
+    Perf,
     SaveStarted,
     StageFinished,
     StageStarted,
@@ -153,7 +154,7 @@ class LiveBars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._bars: Progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -191,9 +192,12 @@ class LiveBars:
             self._bars.update(self._items, completed=event.item + 1)
         elif isinstance(event, Output):
             self._media.append(event.path)
+        elif isinstance(event, Perf):
+            self._show("ends the worker")
 
     def _show(self, words: str) -> None:
-        self._bars.reset(self._stage, description=words, total=None)
+        self._bars.remove_task(self._stage)  # a task that had a total keeps it
+        self._stage = self._bars.add_task(words, total=None)
 
     def _start_item(self, event: ItemStarted) -> None:
         words = f"{'warm-up' if event.phase == 'warmup' else event.id}: {one_line(event.prompt)}"

@@ -94,7 +94,14 @@ def _run_items(plan: Plan, assembled: Assembled, platform: Platform, notify: Not
 def _forward(plan: Plan, item: Item, assembled: Assembled, ctx: Context, *, phase: str, repeat: int) -> Batch:
     batch = make_batch(item)
     ctx.notify(
-        "item_started", item=item.index, items=len(plan.items), id=item.id, prompt=item.prompt, seed=item.seed,
-        phase=phase, sample=repeat, steps=batch.num_inference_steps,
+        "item_started",
+        item=item.index,
+        items=len(plan.items),
+        id=item.id,
+        prompt=item.prompt,
+        seed=item.seed,
+        phase=phase,
+        sample=repeat,
+        steps=batch.num_inference_steps,
     )
     return assembled.pipeline(batch, ctx)

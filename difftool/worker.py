@@ -41,7 +41,7 @@ class Events:
     def failed(self, error: BaseException, exit_code: int, hint: str | None) -> None:
         """The last event of a run that failed: what, where, and the traceback."""
         text = "".join(traceback.format_exception(error))
-        print(text, file=sys.stderr)
+        sys.stderr.write(text)  # to the log
         kind, message = type(error).__name__, getattr(error, "message", None) or str(error) or type(error).__name__
         place = {"stage": self.stage, "item": self.item, "item_id": self.item_id}
         self("error", kind=kind, exit_code=exit_code, message=message, hint=hint, traceback=text, **place)

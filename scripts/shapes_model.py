@@ -1,4 +1,4 @@
-"""The parts of `builtin:shapes-image`: stock diffusers and transformers classes at a tiny size, and how they are saved."""
+"""The parts of `builtin:shapes-image`: stock diffusers and transformers classes, tiny, and how they are saved."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,11 @@ from difftool.builtin.shapes import SIDE, scenes
 T5_LENGTH, CLIP_LENGTH = 12, 14  # the longest caption is 11 words
 LATENT_CHANNELS, LATENT_SIDE = 8, SIDE // 8
 SAMPLING = {
-    "height": SIDE, "width": SIDE, "num_inference_steps": 20, "true_cfg_scale": 2.5, "negative_prompt": "",
+    "height": SIDE,
+    "width": SIDE,
+    "num_inference_steps": 20,
+    "true_cfg_scale": 2.5,
+    "negative_prompt": "",
     "max_sequence_length": T5_LENGTH,
 }
 
@@ -30,17 +34,31 @@ def build_vae() -> AutoencoderKL:
     """f8, 8 latent channels, 0.80 M parameters."""
     widths = (16, 24, 48, 64)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=widths, layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=1,
-        sample_size=SIDE, mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=1,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
     )
 
 
 def build_transformer() -> FluxTransformer2DModel:
     """2 double and 6 single blocks of width 128, 2.8 M parameters; modulation and output start at zero."""
     model = FluxTransformer2DModel(
-        patch_size=1, in_channels=4 * LATENT_CHANNELS, num_layers=2, num_single_layers=6, attention_head_dim=32,
-        num_attention_heads=4, joint_attention_dim=96, pooled_projection_dim=64, guidance_embeds=False,
+        patch_size=1,
+        in_channels=4 * LATENT_CHANNELS,
+        num_layers=2,
+        num_single_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        guidance_embeds=False,
         axes_dims_rope=(8, 12, 12),
     )
     for name, module in model.named_modules():
@@ -52,7 +70,8 @@ def build_transformer() -> FluxTransformer2DModel:
 
 def words() -> list[str]:
     """Every word of every caption, sorted."""
-    return sorted({word for side in (True, False) for scene in scenes(held_out=side) for word in scene.caption().split()})
+    every = [*scenes(held_out=False), *scenes(held_out=True)]
+    return sorted({word for scene in every for word in scene.caption().split()})
 
 
 def build_t5_tokenizer() -> PreTrainedTokenizerFast:
@@ -89,20 +108,40 @@ def build_clip_tokenizer() -> CLIPTokenizer:
 def build_text() -> tuple[dict[str, nn.Module], CLIPTokenizer, PreTrainedTokenizerFast]:
     """Both text encoders, untrained, and their tokenizers."""
     clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(clip_tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
-        num_attention_heads=2, projection_dim=64, max_position_embeddings=CLIP_LENGTH,
-        bos_token_id=clip_tokenizer.bos_token_id, eos_token_id=clip_tokenizer.eos_token_id,
-        pad_token_id=clip_tokenizer.pad_token_id,
-    ))
-    t5 = T5EncoderModel(T5Config(
-        vocab_size=len(t5_tokenizer), d_model=96, d_kv=32, d_ff=192, num_layers=2, num_heads=3, dropout_rate=0.0,
-        pad_token_id=0, eos_token_id=1, feed_forward_proj="gated-gelu",
-    ))
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(clip_tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=64,
+            max_position_embeddings=CLIP_LENGTH,
+            bos_token_id=clip_tokenizer.bos_token_id,
+            eos_token_id=clip_tokenizer.eos_token_id,
+            pad_token_id=clip_tokenizer.pad_token_id,
+        )
+    )
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(t5_tokenizer),
+            d_model=96,
+            d_kv=32,
+            d_ff=192,
+            num_layers=2,
+            num_heads=3,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            feed_forward_proj="gated-gelu",
+        )
+    )
     return {"text_encoder": clip, "text_encoder_2": t5}, clip_tokenizer, t5_tokenizer
 
 
-def tokenise(captions: list[str], clip_tokenizer: CLIPTokenizer, t5_tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
+def tokenise(
+    captions: list[str], clip_tokenizer: CLIPTokenizer, t5_tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Tensor]:
     """Captions -> {"clip": [B, 14], "t5": [B, 12]} token ids, padded as FluxPipeline pads them."""
     pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     return {
@@ -134,7 +173,9 @@ def export_pipeline(weights: Path, folder: Path, settings: dict[str, object]) ->
     modules.load_state_dict(torch.load(weights / "transformer.pt", weights_only=True))
     parts = {name: module.eval().to(torch.bfloat16) for name, module in (*modules.items(), ("vae", vae))}
     FluxPipeline(
-        **parts, tokenizer=clip_tokenizer, tokenizer_2=t5_tokenizer,
+        **parts,
+        tokenizer=clip_tokenizer,
+        tokenizer_2=t5_tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
     ).save_pretrained(folder)
     defaults = {"sampling": SAMPLING, "launch": {"threads": 1}, "training": settings}

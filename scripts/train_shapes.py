@@ -163,8 +163,16 @@ def reconstruction_loss(out: Tensor, x: Tensor) -> Tensor:
 
 
 def fit(
-    name: str, out: Path, rank: Rank, *, steps: int, modules: nn.Module, optimisers: list[torch.optim.Optimizer],
-    rate: Callable[[int], float], loss_at: Callable[[int], Tensor], decay: float,
+    name: str,
+    out: Path,
+    rank: Rank,
+    *,
+    steps: int,
+    modules: nn.Module,
+    optimisers: list[torch.optim.Optimizer],
+    rate: Callable[[int], float],
+    loss_at: Callable[[int], Tensor],
+    decay: float,
 ) -> None:
     """Runs one stage's steps, with a checkpoint every minute and the averaged weights at the end."""
     average, start, path = Average(modules, decay), 0, out / f"{name}.ckpt"
@@ -227,8 +235,17 @@ def train_vae(out: Path, s: Settings, rank: Rank) -> None:
         return reconstruction_loss(decoded, x) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
     optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_lr, fused=True)
-    fit("vae", out, rank, steps=total, modules=vae, optimisers=[optimiser], rate=linear_decay(total, hold=0.2),
-        loss_at=loss_at, decay=0.998)
+    fit(
+        "vae",
+        out,
+        rank,
+        steps=total,
+        modules=vae,
+        optimisers=[optimiser],
+        rate=linear_decay(total, hold=0.2),
+        loss_at=loss_at,
+        decay=0.998,
+    )
 
 
 @torch.no_grad()
@@ -270,8 +287,12 @@ def train_transformer(out: Path, s: Settings, rank: Rank) -> None:
         t = torch.from_numpy(rng.normal(0.3, 1.2, count).astype(np.float32)).sigmoid()
         xt = torch.lerp(x0, noise, t[:, None, None])
         predicted = modules["transformer"](
-            hidden_states=xt, timestep=t, encoder_hidden_states=modules["text_encoder_2"](t5_ids)[0],
-            pooled_projections=modules["text_encoder"](clip_ids).pooler_output, img_ids=image_ids, txt_ids=text_ids,
+            hidden_states=xt,
+            timestep=t,
+            encoder_hidden_states=modules["text_encoder_2"](t5_ids)[0],
+            pooled_projections=modules["text_encoder"](clip_ids).pooler_output,
+            img_ids=image_ids,
+            txt_ids=text_ids,
             return_dict=False,
         )[0]
         return (predicted - (noise - x0)).square().mean()
@@ -281,8 +302,17 @@ def train_transformer(out: Path, s: Settings, rank: Rank) -> None:
     others = [p for p in modules.parameters() if id(p) not in chosen]
     optimisers = [Muon(matrices, s.lr, rank), torch.optim.AdamW(others, s.lr, betas=(0.9, 0.98), fused=True)]
     with training_attention():
-        fit("transformer", out, rank, steps=s.steps, modules=modules, optimisers=optimisers,
-            rate=linear_decay(s.steps, hold=0.4), loss_at=loss_at, decay=0.998)
+        fit(
+            "transformer",
+            out,
+            rank,
+            steps=s.steps,
+            modules=modules,
+            optimisers=optimisers,
+            rate=linear_decay(s.steps, hold=0.4),
+            loss_at=loss_at,
+            decay=0.998,
+        )
 
 
 def train_decoder(out: Path, s: Settings, rank: Rank) -> None:
@@ -303,8 +333,17 @@ def train_decoder(out: Path, s: Settings, rank: Rank) -> None:
         return reconstruction_loss(vae.decode(z + noise).sample, x)
 
     optimiser = torch.optim.AdamW(vae.decoder.parameters(), lr=s.decoder_lr, fused=True)
-    fit("decoder", out, rank, steps=s.decoder_steps, modules=vae, optimisers=[optimiser],
-        rate=linear_decay(s.decoder_steps), loss_at=loss_at, decay=0.99)
+    fit(
+        "decoder",
+        out,
+        rank,
+        steps=s.decoder_steps,
+        modules=vae,
+        optimisers=[optimiser],
+        rate=linear_decay(s.decoder_steps),
+        loss_at=loss_at,
+        decay=0.99,
+    )
 
 
 def export(out: Path, s: Settings, rank: Rank) -> None:
@@ -315,10 +354,20 @@ def export(out: Path, s: Settings, rank: Rank) -> None:
         export_pipeline(out, out / "shapes-image", asdict(s))
 
 
-WORK = {"vae": train_vae, "latents": cache_latents, "decoder": train_decoder, "transformer": train_transformer,
-        "export": export}
-DONE = {"vae": "vae.pt", "latents": "latents.json", "decoder": "decoder.pt", "transformer": "transformer.pt",
-        "export": "shapes-image/model_index.json"}
+WORK = {
+    "vae": train_vae,
+    "latents": cache_latents,
+    "decoder": train_decoder,
+    "transformer": train_transformer,
+    "export": export,
+}
+DONE = {
+    "vae": "vae.pt",
+    "latents": "latents.json",
+    "decoder": "decoder.pt",
+    "transformer": "transformer.pt",
+    "export": "shapes-image/model_index.json",
+}
 
 
 def run(index: int, count: int, out: Path, settings: Settings, stages: list[str]) -> None:

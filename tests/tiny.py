@@ -13,7 +13,11 @@ def difftool(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
     """Runs `python -m difftool …` as a user would."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **environment}
     return subprocess.run(
-        [sys.executable, "-m", "difftool", *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True,
+        [sys.executable, "-m", "difftool", *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
         timeout=300,
     )
 

@@ -1,7 +1,7 @@
 """The attention kernel of the denoiser."""
 
-from difftool.facts import Applied, Refused
 from difftool.components.loaded import Components
+from difftool.facts import Applied, Refused
 
 DIFFUSERS_NAMES = {"torch_sdpa": "native"}
 

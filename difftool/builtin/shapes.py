@@ -158,7 +158,9 @@ def read_picture(picture: Picture) -> Reading | None:
     """Names what a picture shows, by rules alone; None where nothing stands out from the background."""
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
-    background = np.median(np.concatenate([border, pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]), axis=0)
+    background = np.median(
+        np.concatenate([border, pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)]), axis=0
+    )
     distance = np.linalg.norm(pixels - background, axis=-1)
     core = distance > 0.7 * np.percentile(distance, 99)
     if core.sum() < 12 or distance.max() < 40:

@@ -11,14 +11,19 @@ import torch
 import transformers
 
 from difftool.components.check import check_folder, read_index
-from difftool.errors import WeightsError
 from difftool.components.loaded import Components
+from difftool.errors import WeightsError
 
 LIBRARIES = ("diffusers", "transformers")
 
 
 def load_components(
-    names: Sequence[str], holder: str, folder: Path, *, dtypes: Mapping[str, torch.dtype], device: torch.device,
+    names: Sequence[str],
+    holder: str,
+    folder: Path,
+    *,
+    dtypes: Mapping[str, torch.dtype],
+    device: torch.device,
     loaded: Callable[..., None],
 ) -> Components:
     """Checks the folder, then loads the named components into the diffusers pipeline class `holder`.

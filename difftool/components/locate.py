@@ -9,6 +9,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from difftool.errors import WeightsError
 from difftool.planning.plan import ModelPlan
 
+KINDS = ("*.json", "*.safetensors", "*.txt", "*.model")  # configs, weights, vocabularies; never pickles
+
 
 def locate(model: ModelPlan, components: tuple[str, ...]) -> Path:
     """The folder of the plan's checkpoint, downloaded from the hub if need be. Raises WeightsError."""
@@ -17,7 +19,7 @@ def locate(model: ModelPlan, components: tuple[str, ...]) -> Path:
     if model.builtin:
         return Path(str(resources.files("difftool.builtin") / model.name.removeprefix("builtin:")))
     assert model.hub_id is not None, model
-    patterns = ["model_index.json", *(f"{name}/{kind}" for name in components for kind in ("*.json", "*.safetensors", "*.txt", "*.model"))]
+    patterns = ["model_index.json", *(f"{name}/{kind}" for name in components for kind in KINDS)]
     try:
         return Path(snapshot_download(model.hub_id, revision=model.revision, allow_patterns=patterns))
     except GatedRepoError:

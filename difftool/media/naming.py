@@ -33,7 +33,7 @@ def target(plan: Plan, item: Item, run_id: str) -> Path:
         "output": item.output,
         "seed": item.seed,
         "prompt": safe(item.prompt) or "untitled",
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d"),
         "run_id": run_id,
     }
     name = plan.output.name.format(**values)

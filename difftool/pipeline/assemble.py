@@ -8,10 +8,10 @@ import torch
 
 from difftool.acceleration import attention, precision
 from difftool.components.load import load_components
+from difftool.components.loaded import Components
 from difftool.components.locate import locate
 from difftool.errors import PlanError
 from difftool.facts import TORCH_DTYPES, Applied, Refused
-from difftool.components.loaded import Components
 from difftool.pipeline.composed import ComposedPipeline
 from difftool.pipeline.config import PipelineConfig
 from difftool.pipeline.registry import load_config
@@ -46,7 +46,9 @@ def assemble(plan: Plan, platform: Platform, notify: Callable[..., None]) -> Ass
     config = load_config(plan.model.family)
     pipeline = ComposedPipeline(config.stages(), available=config.facts.components)
     outcomes = {
-        "precision": precision.resolve({role: s["precision"] for role, s in plan.stages.items()}, config.roles, platform),
+        "precision": precision.resolve(
+            {role: s["precision"] for role, s in plan.stages.items()}, config.roles, platform
+        ),
         "attention": attention.resolve(plan.stages["denoising"]["attention"]),
     }
     applied = {name: _or_refuse(outcomes[name]) for name, _ in ORDER if name in outcomes}
@@ -55,7 +57,11 @@ def assemble(plan: Plan, platform: Platform, notify: Callable[..., None]) -> Ass
         name: getattr(torch, TORCH_DTYPES[str(value)]) for name, value in applied["precision"].detail.items()
     }
     components = load_components(
-        config.facts.components, config.holder, folder, dtypes=dtypes, device=platform.device,
+        config.facts.components,
+        config.holder,
+        folder,
+        dtypes=dtypes,
+        device=platform.device,
         loaded=lambda **values: notify("component_loaded", **values),
     )
     attention.apply(components, config.roles["denoising"], applied["attention"])

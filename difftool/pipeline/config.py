@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from difftool.components.loaded import Components
 from difftool.facts import FamilyFacts
 from difftool.pipeline.batch import Batch, Branch
-from difftool.components.loaded import Components
 
 
 class PipelineConfig(ABC):
@@ -36,11 +36,15 @@ class PipelineConfig(ABC):
         return scale is not None and scale > 1 and batch.negative_prompt is not None
 
     @abstractmethod
-    def encode_prompt(self, components: Components, batch: Batch, device: torch.device, *, negative: bool) -> list[Tensor]:
+    def encode_prompt(
+        self, components: Components, batch: Batch, device: torch.device, *, negative: bool
+    ) -> list[Tensor]:
         """One tensor per text encoder, batch first, for the prompts or for the negative prompts."""
 
     @abstractmethod
-    def prepare_latents(self, components: Components, batch: Batch, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
+    def prepare_latents(
+        self, components: Components, batch: Batch, device: torch.device
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """Initial noise in the denoiser's layout, drawn on the CPU, and the latent shape before packing."""
 
     @abstractmethod

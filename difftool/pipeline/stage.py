@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from difftool.pipeline.batch import Batch
 from difftool.components.loaded import Components
+from difftool.pipeline.batch import Batch
 from difftool.profiling.timers import Timer
 
 if TYPE_CHECKING:
@@ -54,5 +54,5 @@ class PipelineStage(ABC):
             after = self.forward(batch, ctx)
         ctx.notify("stage_finished", stage=self.name, ms=ctx.timer.timings.stages[self.name])
         changed = {f.name for f in fields(Batch) if getattr(after, f.name) is not getattr(batch, f.name)}
-        assert changed <= self.writes, f"{self.name} wrote {sorted(changed - self.writes)} besides {sorted(self.writes)}"
+        assert changed <= self.writes, f"{self.name} wrote {sorted(changed - self.writes)} undeclared"
         return after

@@ -92,8 +92,13 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
 
 def _from_facts(path: str, revision: str | None, family: FamilyFacts, facts: CheckpointFacts) -> Checkpoint:
     model = ModelPlan(
-        name=path, hub_id=facts.hub_id, folder=None, revision=revision, family=family.name,
-        pipeline_class=facts.pipeline_class, builtin=False,
+        name=path,
+        hub_id=facts.hub_id,
+        folder=None,
+        revision=revision,
+        family=family.name,
+        pipeline_class=facts.pipeline_class,
+        builtin=False,
     )
     return Checkpoint(model, family, facts.transformer, facts.sampling, f"model {facts.hub_id}")
 
@@ -107,13 +112,23 @@ def _from_folder(
     family = family_of_class(str(class_name))
     if family is None:
         runs = ", ".join(c for f in all_families() for c in f.pipeline_classes)
-        raise RecipeError([Problem(
-            "model.path", f"model.path: {path} is a {class_name}, which no family runs yet; pipelines that run: {runs}"
-        )])
+        raise RecipeError(
+            [
+                Problem(
+                    "model.path",
+                    f"model.path: {path} is a {class_name}, which no family runs yet; pipelines that run: {runs}",
+                )
+            ]
+        )
     builtin = path.startswith(BUILTIN)
     model = ModelPlan(
-        name=path, hub_id=hub_id, folder=None if builtin or hub_id else str(folder), revision=None,
-        family=family.name, pipeline_class=str(class_name), builtin=builtin,
+        name=path,
+        hub_id=hub_id,
+        folder=None if builtin or hub_id else str(folder),
+        revision=None,
+        family=family.name,
+        pipeline_class=str(class_name),
+        builtin=builtin,
     )
     own = _read_json(folder / OWN_DEFAULTS) if (folder / OWN_DEFAULTS).is_file() else {}
     defaults = {**(known[1].sampling if known else {}), **own.get("sampling", {})}

@@ -38,11 +38,9 @@ def solve(asked: Asked) -> Degrees | list[Problem]:
     only_hsdp = asked.hsdp != "none" and all(v in (1, "auto") for v in (asked.dp, asked.cfg, asked.sp, asked.tp))
     for dp, cfg, ulysses, ring in _candidates(asked, only_hsdp):
         ranks = dp * cfg * ulysses * ring * asked.tp
-        if asked.num_gpus in ("auto", ranks) and (asked.heads is None or asked.heads % ulysses == 0):
-            if asked.sp in ("auto", ulysses * ring):
-                return Degrees(
-                    num_gpus=ranks, dp=dp, cfg=cfg, ring=ring, ulysses=ulysses, tp=asked.tp, hsdp=asked.hsdp
-                )
+        divides = asked.heads is None or asked.heads % ulysses == 0
+        if divides and asked.num_gpus in ("auto", ranks) and asked.sp in ("auto", ulysses * ring):
+            return Degrees(num_gpus=ranks, dp=dp, cfg=cfg, ring=ring, ulysses=ulysses, tp=asked.tp, hsdp=asked.hsdp)
     return [_does_not_multiply(asked)]
 
 
@@ -66,29 +64,38 @@ def _illegal(asked: Asked) -> list[Problem]:
     problems: list[Problem] = []
     if asked.heads is not None and isinstance(asked.ulysses, int) and asked.heads % asked.ulysses:
         valid = ", ".join(str(d) for d in divisors(asked.heads))
-        problems.append(Problem(
-            "parallel.ulysses",
-            f"parallel.ulysses={asked.ulysses} does not divide {asked.heads} attention heads; valid: {valid}",
-        ))
+        problems.append(
+            Problem(
+                "parallel.ulysses",
+                f"parallel.ulysses={asked.ulysses} does not divide {asked.heads} attention heads; valid: {valid}",
+            )
+        )
     if asked.heads is not None and asked.heads % asked.tp:
         valid = ", ".join(str(d) for d in divisors(asked.heads))
-        problems.append(Problem(
-            "parallel.tp", f"parallel.tp={asked.tp} does not divide {asked.heads} attention heads; valid: {valid}"
-        ))
+        problems.append(
+            Problem(
+                "parallel.tp", f"parallel.tp={asked.tp} does not divide {asked.heads} attention heads; valid: {valid}"
+            )
+        )
     if isinstance(asked.cfg, int) and asked.cfg > 1 and not asked.second_branch:
-        problems.append(Problem(
-            "parallel.cfg",
-            f"parallel.cfg={asked.cfg}, but this request runs one guidance branch; use cfg=1, or give a negative "
-            "prompt with a guidance above 1",
-        ))
+        problems.append(
+            Problem(
+                "parallel.cfg",
+                f"parallel.cfg={asked.cfg}, but this request runs one guidance branch; use cfg=1, or give a negative "
+                "prompt with a guidance above 1",
+            )
+        )
     if isinstance(asked.cfg, int) and asked.cfg > 2:
         problems.append(Problem("parallel.cfg", f"parallel.cfg={asked.cfg}: there are two branches at most; use 2"))
     fixed = [v for v in (asked.ulysses, asked.ring) if isinstance(v, int)]
     if isinstance(asked.sp, int) and len(fixed) == 2 and fixed[0] * fixed[1] != asked.sp:
-        problems.append(Problem(
-            "parallel.sp",
-            f"parallel.sp={asked.sp} but ulysses·ring = {fixed[0]}·{fixed[1]} = {fixed[0] * fixed[1]}; free one of them (auto)",
-        ))
+        problems.append(
+            Problem(
+                "parallel.sp",
+                f"parallel.sp={asked.sp} but ulysses·ring = {fixed[0]}·{fixed[1]} = {fixed[0] * fixed[1]}; "
+                "free one of them (auto)",
+            )
+        )
     return problems
 
 

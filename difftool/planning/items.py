@@ -41,7 +41,11 @@ def make_items(sampling: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
         first = draw(entry["seed"]) if "seed" in entry else sampling["seed"] + index * outputs
         items += [
             Item(
-                index=index, output=output, id=str(entry.get("id", index)), prompt=entry["prompt"], seed=first + output,
+                index=index,
+                output=output,
+                id=str(entry.get("id", index)),
+                prompt=entry["prompt"],
+                seed=first + output,
                 sampling=values,
             )
             for output in range(outputs)

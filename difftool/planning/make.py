@@ -154,7 +154,11 @@ def _sha256(content: object) -> str:
 
 
 def _plan(
-    resolved: dict[str, Any], checkpoint: Checkpoint, items: Items, degrees: Degrees, run: RunOptions,
+    resolved: dict[str, Any],
+    checkpoint: Checkpoint,
+    items: Items,
+    degrees: Degrees,
+    run: RunOptions,
     provenance: Mapping[str, str],
 ) -> Plan:
     hashed = {key: value for key, value in resolved.items() if key not in UNHASHED}

@@ -1,4 +1,4 @@
-"""Resolves what each item is sampled with: the recipe over the checkpoint over the family, checked against the facts."""
+"""What each item is sampled with: the recipe over the checkpoint over the family, checked against the facts."""
 
 import difflib
 from collections.abc import Callable, Mapping

@@ -33,7 +33,7 @@ class Platform(Protocol):
         """Starts a new peak of `memory`."""
 
     def memory(self) -> dict[str, float]:
-        """`allocated_mb`, `reserved_mb`, their peaks since the reset, and the process's resident host memory, in MiB."""
+        """In MiB: allocated and reserved on the device, host memory resident, and their peaks since the reset."""
 
     def describe(self) -> Mapping[str, object]:
         """The device for the `env` block of a dump."""

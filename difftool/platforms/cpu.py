@@ -39,7 +39,11 @@ class CpuPlatform:
         return host.memory()
 
     def describe(self) -> Mapping[str, object]:
-        return {"name": _model_name(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+        return {
+            "name": _model_name(),
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
 
 
 def _model_name() -> str:

@@ -13,7 +13,13 @@ import difftool
 from difftool.platforms import Platform
 
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
-STEERING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+STEERING = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+)
 
 
 def describe_environment(platform: Platform) -> dict[str, Any]:

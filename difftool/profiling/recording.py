@@ -66,9 +66,17 @@ class Recording:
         ]
         self.samples.append(
             Sample(
-                item=item.index, id=item.id, repeat=repeat, seed=item.seed, total_ms=timings.total, save_ms=save_ms,
-                stages_ms=dict(timings.stages), denoise_steps_ms=steps, memory_checkpoints=dict(timings.memory),
-                peak_memory_mb=peaks[PEAKS[self.platform.name]], peak_host_memory_mb=peaks["peak_host_mb"],
+                item=item.index,
+                id=item.id,
+                repeat=repeat,
+                seed=item.seed,
+                total_ms=timings.total,
+                save_ms=save_ms,
+                stages_ms=dict(timings.stages),
+                denoise_steps_ms=steps,
+                memory_checkpoints=dict(timings.memory),
+                peak_memory_mb=peaks[PEAKS[self.platform.name]],
+                peak_host_memory_mb=peaks["peak_host_mb"],
                 outputs=outputs,
             )
         )
@@ -94,10 +102,11 @@ def build_dump(recording: Recording) -> PerfDump:
     stages = chosen.stages_ms if chosen else {}
     total = chosen.total_ms if chosen else 0.0
     error_pct = accounting_error_pct(total, stages)
+    prompt = next(item.prompt for item in plan.items if chosen is None or item.index == chosen.item)
     return PerfDump(
         schema_="difftool.perf/v1",
         status="failed" if recording.failure else "ok",
-        timestamp=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+        timestamp=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         request_id=recording.run_id,
         commit_hash=commit_hash(),
         tag=plan.tag,
@@ -105,18 +114,26 @@ def build_dump(recording: Recording) -> PerfDump:
         steps=[NamedDuration(name=name, duration_ms=ms) for name, ms in stages.items()],
         denoise_steps_ms=chosen.denoise_steps_ms if chosen else [],
         memory_checkpoints=chosen.memory_checkpoints if chosen else {},
-        meta={"prompt": next(i.prompt for i in plan.items if chosen is None or i.index == chosen.item), "model": plan.model.name},
+        meta={"prompt": prompt, "model": plan.model.name},
         stages_ms=stages,
         run=RunInfo(id=recording.run_id, difftool=metadata.version("difftool"), world_size=plan.degrees.num_gpus),
         recipe=RecipeInfo(
-            name=plan.name, sha256=plan.recipe_sha256, workload_sha256=plan.workload_sha256,
-            resolved=dict(plan.recipe), provenance=dict(plan.provenance),
+            name=plan.name,
+            sha256=plan.recipe_sha256,
+            workload_sha256=plan.workload_sha256,
+            resolved=dict(plan.recipe),
+            provenance=dict(plan.provenance),
         ),
         env=describe_environment(recording.platform) if recording.platform else {},
         measure=Measure(
-            warmup=plan.warmup, warmup_ms=recording.warmup_ms, repeats=plan.repeats, order="sequential",
+            warmup=plan.warmup,
+            warmup_ms=recording.warmup_ms,
+            repeats=plan.repeats,
+            order="sequential",
             clock="device events" if recording.platform and recording.platform.name == "cuda" else "perf_counter",
-            synced="once per stage", load_ms=recording.load_ms, cold_start_ms=recording.cold_start_ms,
+            synced="once per stage",
+            load_ms=recording.load_ms,
+            cold_start_ms=recording.cold_start_ms,
             accounting_error_pct=error_pct,
         ),
         samples=samples,
@@ -139,8 +156,11 @@ def _ranks(recording: Recording, chosen: Sample | None) -> list[RankInfo]:
         return []
     return [
         RankInfo(
-            rank=0, device=str(recording.platform.device), stages_ms=chosen.stages_ms,
-            peak_memory_mb=chosen.peak_memory_mb, peak_host_memory_mb=chosen.peak_host_memory_mb,
+            rank=0,
+            device=str(recording.platform.device),
+            stages_ms=chosen.stages_ms,
+            peak_memory_mb=chosen.peak_memory_mb,
+            peak_host_memory_mb=chosen.peak_host_memory_mb,
         )
     ]
 
@@ -154,4 +174,3 @@ def _warnings(samples: Sequence[Sample]) -> list[Warn]:
             message = f"item {sample.item}, repeat {sample.repeat}: stages and total differ by {error:.1f} %"
             found.append(Warn(code="W-ACCOUNTING", message=message))
     return found
-

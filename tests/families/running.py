@@ -1,7 +1,7 @@
 """Tiny checkpoints assembled around the components of a stock pipeline, so that both run the same loaded modules."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class AssembledCase:
     components: Components
 
 
-@lru_cache(maxsize=None)
+@cache
 def assemble_case(name: str) -> AssembledCase:
     case = next(case for case in CASES if case.name == name)
     torch.set_num_threads(1)
@@ -61,8 +61,12 @@ def run_stock(assembled: AssembledCase, batch: Batch) -> tuple[list[torch.Tensor
     keys = ("height", "width", "num_inference_steps", "max_sequence_length", "guidance_scale", "true_cfg_scale")
     values = {key: getattr(batch, key) for key in keys if getattr(batch, key) is not None}
     pixels = assembled.stock(
-        prompt=batch.prompt, negative_prompt=batch.negative_prompt, generator=batch.generators(), output_type="pt",
-        callback_on_step_end=keep, **values,
+        prompt=batch.prompt,
+        negative_prompt=batch.negative_prompt,
+        generator=batch.generators(),
+        output_type="pt",
+        callback_on_step_end=keep,
+        **values,
     ).images
     return steps, pixels
 

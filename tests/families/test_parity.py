@@ -17,7 +17,10 @@ REQUESTS = {
     "three prompts": {"prompt": ["a red circle", "two cats", ""], "seeds": [1, 2, 3]},
     "guided": {"true_cfg_scale": 2.5, "negative_prompt": [""]},
     "guided, two prompts": {
-        "true_cfg_scale": 4.0, "negative_prompt": ["blurry", "blurry"], "prompt": ["a", "b"], "seeds": [5, 5]
+        "true_cfg_scale": 4.0,
+        "negative_prompt": ["blurry", "blurry"],
+        "prompt": ["a", "b"],
+        "seeds": [5, 5],
     },
 }
 

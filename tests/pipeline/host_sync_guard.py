@@ -14,8 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 TO_PYTHON = frozenset(
     getattr(torch.Tensor, name)
     for name in (
-        "item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__len__", "__contains__",
-        "equal", "allclose", "nonzero", "is_nonzero", "__array__",
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__len__",
+        "__contains__",
+        "equal",
+        "allclose",
+        "nonzero",
+        "is_nonzero",
+        "__array__",
     )
     if name != "__len__"
 )

@@ -8,8 +8,16 @@ from difftool.planning.plan import Degrees
 
 def ask(**changes):
     values = {
-        "num_gpus": "auto", "dp": 1, "cfg": "auto", "sp": "auto", "ulysses": "auto", "ring": "auto", "tp": 1,
-        "hsdp": "none", "heads": 40, "second_branch": True,
+        "num_gpus": "auto",
+        "dp": 1,
+        "cfg": "auto",
+        "sp": "auto",
+        "ulysses": "auto",
+        "ring": "auto",
+        "tp": 1,
+        "hsdp": "none",
+        "heads": 40,
+        "second_branch": True,
     }
     return solve(Asked(**{**values, **changes}))
 
@@ -75,6 +83,4 @@ def test_cfg_needs_a_second_branch_and_has_two_at_most():
 
 
 def test_sp_is_the_product_of_ulysses_and_ring():
-    assert messages(sp=8, ulysses=2, ring=2) == [
-        "parallel.sp=8 but ulysses·ring = 2·2 = 4; free one of them (auto)"
-    ]
+    assert messages(sp=8, ulysses=2, ring=2) == ["parallel.sp=8 but ulysses·ring = 2·2 = 4; free one of them (auto)"]

@@ -26,6 +26,10 @@ def problems(model=SHAPES, run=None, **sections):
     return [problem.message for problem in error.value.problems]
 
 
+def by_keys(value):
+    return "-".join(value) if isinstance(value, dict) else ""
+
+
 def sampling(**values):
     return {"prompt": "x", **values}
 
@@ -72,7 +76,12 @@ def test_resolved_text_is_plain_yaml_for_any_reader():
 def test_seeds_count_over_prompts_and_outputs():
     items = plan(sampling={"prompt": ["a", "b"], "seed": 10, "num_outputs_per_prompt": 3}).items
     assert [(item.index, item.output, item.seed) for item in items] == [
-        (0, 0, 10), (0, 1, 11), (0, 2, 12), (1, 0, 13), (1, 1, 14), (1, 2, 15),
+        (0, 0, 10),
+        (0, 1, 11),
+        (0, 2, 12),
+        (1, 0, 13),
+        (1, 1, 14),
+        (1, 2, 15),
     ]
 
 
@@ -106,24 +115,35 @@ BAD_SAMPLING = [
     (SHAPES, {"width": 8}, "sampling.width=8 is not a multiple of 16; nearest: 16"),
     (DEV, {"max_sequence_length": 600}, "sampling.max_sequence_length=600: FLUX.1 takes 512 at most"),
     (
-        SHAPES, {"guidance_scale": 3.5},
+        SHAPES,
+        {"guidance_scale": 3.5},
         "sampling.guidance_scale=3.5: this checkpoint has no guidance_embeds and ignores it; use true_cfg_scale with a "
         "negative prompt",
     ),
-    (DEV, {"true_cfg_scale": 2.0},
-     "sampling.true_cfg_scale=2.0 needs a negative prompt to guide away from; give one ('' will do)"),
-    (DEV, {"negative_prompt": "x"}, "sampling.negative_prompt: ignored at true_cfg_scale=1.0; set true_cfg_scale above 1"),
+    (
+        DEV,
+        {"true_cfg_scale": 2.0},
+        "sampling.true_cfg_scale=2.0 needs a negative prompt to guide away from; give one ('' will do)",
+    ),
+    (
+        DEV,
+        {"negative_prompt": "x"},
+        "sampling.negative_prompt: ignored at true_cfg_scale=1.0; set true_cfg_scale above 1",
+    ),
     (DEV, {"num_frames": 9}, "sampling.num_frames: FLUX.1 makes single pictures; leave num_frames out"),
     (DEV, {"image": "x.png"}, "sampling.image: FLUX.1 makes pictures from text alone and takes no image"),
     (DEV, {"guidance_scale_2": 2.0}, "sampling.guidance_scale_2: FLUX.1 has one transformer; use guidance_scale"),
-    (DEV, {"scheduler": {"sigmas": [1.0, 0.5]}, "num_inference_steps": 3},
-     "sampling.scheduler.sigmas: 2 sigmas for num_inference_steps=3"),
+    (
+        DEV,
+        {"scheduler": {"sigmas": [1.0, 0.5]}, "num_inference_steps": 3},
+        "sampling.scheduler.sigmas: 2 sigmas for num_inference_steps=3",
+    ),
     (DEV, {"extra": {"promt_2": "x"}}, "sampling.extra.promt_2: unknown argument, did you mean 'prompt_2'?"),
     (DEV, {"extra": {"prompt_2": 3}}, "sampling.extra.prompt_2: 3 is not a str"),
 ]
 
 
-@pytest.mark.parametrize(("model", "values", "message"), BAD_SAMPLING, ids=lambda v: "-".join(v) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(("model", "values", "message"), BAD_SAMPLING, ids=by_keys)
 def test_requests_that_a_model_cannot_honour_are_refused(model, values, message):
     assert problems(model, sampling=sampling(**values)) == [message]
 
@@ -137,14 +157,20 @@ NOT_YET = [
     ({"parallel": {"num_gpus": 8}}, "parallel: 8 ranks are not available yet; use num_gpus=1"),
     ({"cache": "dbcache"}, "cache.backend=dbcache: not available yet"),
     ({"memory": {"budget": "24GiB"}}, "memory.budget=24GiB: not available yet"),
-    ({"stages": {"denoising": {"attention": "fa3"}}},
-     "stages.denoising.attention=fa3: not available yet; use auto or torch_sdpa"),
-    ({"stages": {"denoising": {"compile": "regional"}}},
-     "stages.denoising.compile=regional: not available yet; use auto or none"),
+    (
+        {"stages": {"denoising": {"attention": "fa3"}}},
+        "stages.denoising.attention=fa3: not available yet; use auto or torch_sdpa",
+    ),
+    (
+        {"stages": {"denoising": {"compile": "regional"}}},
+        "stages.denoising.compile=regional: not available yet; use auto or none",
+    ),
     ({"stages": {"denoising": {"quantization": "fp8"}}}, "stages.denoising.quantization=fp8: not available yet"),
     ({"stages": {"decoding": {"slicing": True}}}, "stages.decoding.slicing=True: not available yet"),
-    ({"stages": {"text_encoding": {"offload": "after_use"}}},
-     "stages.text_encoding.offload=after_use: not available yet; use auto or none"),
+    (
+        {"stages": {"text_encoding": {"offload": "after_use"}}},
+        "stages.text_encoding.offload=after_use: not available yet; use auto or none",
+    ),
     ({"output": {"format": "mp4"}}, "output.format=mp4: not available yet; use auto or png or jpg or webp or npz"),
     ({"quality": {"tier": "near"}}, "quality.tier=near: not available yet"),
     ({"serve": {"port": 8000}}, "serve.port=8000: not available yet"),
@@ -152,7 +178,7 @@ NOT_YET = [
 ]
 
 
-@pytest.mark.parametrize(("sections", "message"), NOT_YET, ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(("sections", "message"), NOT_YET, ids=by_keys)
 def test_keys_without_an_effect_are_refused(sections, message):
     assert problems(**sections) == [message]
 
@@ -165,11 +191,16 @@ def test_a_lora_is_refused_too():
     ("model", "message"),
     [
         ("builtin:shapes", "model.path: no built-in model is named 'shapes'; there is builtin:shapes-image"),
-        ("black-forest-labs/FLUX1-dev",
-         "model.path: no known model is named 'black-forest-labs/FLUX1-dev'; did you mean black-forest-labs/FLUX.1-dev "
-         "or black-forest-labs/FLUX.1-schnell?"),
-        ({"path": SHAPES, "id": "FLUX"}, "model.id: no known model is named 'FLUX'; known: black-forest-labs/FLUX.1-dev, "
-         "black-forest-labs/FLUX.1-schnell, builtin:shapes-image"),
+        (
+            "black-forest-labs/FLUX1-dev",
+            "model.path: no known model is named 'black-forest-labs/FLUX1-dev'; did you mean black-forest-labs/FLUX.1-dev "
+            "or black-forest-labs/FLUX.1-schnell?",
+        ),
+        (
+            {"path": SHAPES, "id": "FLUX"},
+            "model.id: no known model is named 'FLUX'; known: "
+            "black-forest-labs/FLUX.1-dev, black-forest-labs/FLUX.1-schnell, builtin:shapes-image",
+        ),
     ],
 )
 def test_an_unknown_model_is_answered_with_known_ones(model, message):
@@ -225,15 +256,19 @@ def test_a_name_may_not_leave_its_folder(name):
 CONFLICTING = [
     ({"model": {"path": SHAPES, "trust_remote_code": True}}, "model.trust_remote_code needs a pinned model.revision"),
     ({"output": {"quality": 80}}, "output.quality is for jpg and webp; set output.format"),
-    ({"parallel": {"num_gpus": 2, "tp": 2, "hsdp": "all"}},
-     "parallel.hsdp shards over the ranks that tensor parallel splits; use tp=1 or hsdp=none"),
+    (
+        {"parallel": {"num_gpus": 2, "tp": 2, "hsdp": "all"}},
+        "parallel.hsdp shards over the ranks that tensor parallel splits; use tp=1 or hsdp=none",
+    ),
     ({"parallel": {"num_gpus": 4, "hsdp": 3}}, "parallel.hsdp does not divide num_gpus"),
-    ({"stages": {"text_encoding": {"tp": 2}}},
-     "stages.text_encoding.tp splits the encoders over all ranks; use 1 or num_gpus"),
+    (
+        {"stages": {"text_encoding": {"tp": 2}}},
+        "stages.text_encoding.tp splits the encoders over all ranks; use 1 or num_gpus",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("sections", "message"), CONFLICTING, ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(("sections", "message"), CONFLICTING, ids=by_keys)
 def test_settings_that_exclude_each_other_are_named(sections, message):
     assert message in problems(sections.pop("model", SHAPES), **sections)
 
@@ -258,7 +293,7 @@ def test_the_product_of_degrees_is_checked_against_the_real_number_of_heads(tmp_
         f"model: {DEV}\nsampling: {{prompt: x, true_cfg_scale: 2.0, negative_prompt: ''}}\n"
         "parallel: {num_gpus: 8, cfg: 2, ulysses: 3}\n"
     )
-    with pytest.raises(RecipeError, match=r"r.yaml:3:11: error: parallel: num_gpus=8 but cfg·ulysses = 2·3 = 6; free one"):
+    with pytest.raises(RecipeError, match=r"r.yaml:3:11: error: parallel: num_gpus=8 but cfg·ulysses = 2·3 = 6"):
         make_plan(load_recipe(tmp_path / "r.yaml"), run=RunOptions())
 
 

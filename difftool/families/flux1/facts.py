@@ -22,12 +22,17 @@ FACTS = FamilyFacts(
     pipeline_classes={"FluxPipeline": "t2i"},
     checkpoints=(
         CheckpointFacts(
-            "black-forest-labs/FLUX.1-dev", "FluxPipeline", {**TRANSFORMER, "guidance_embeds": True},
+            "black-forest-labs/FLUX.1-dev",
+            "FluxPipeline",
+            {**TRANSFORMER, "guidance_embeds": True},
             license="FLUX.1-dev non-commercial, gated",
         ),
         CheckpointFacts(
-            "black-forest-labs/FLUX.1-schnell", "FluxPipeline", {**TRANSFORMER, "guidance_embeds": False},
-            sampling={"num_inference_steps": 4, "max_sequence_length": 256}, license="Apache-2.0",
+            "black-forest-labs/FLUX.1-schnell",
+            "FluxPipeline",
+            {**TRANSFORMER, "guidance_embeds": False},
+            sampling={"num_inference_steps": 4, "max_sequence_length": 256},
+            license="Apache-2.0",
         ),
     ),
     sampling={

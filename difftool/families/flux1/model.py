@@ -13,10 +13,10 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
+from difftool.components.loaded import Components
 from difftool.components.schedulers import fresh_scheduler
 from difftool.families.flux1.facts import FACTS
 from difftool.pipeline.batch import Batch, Branch
-from difftool.components.loaded import Components
 from difftool.pipeline.config import PipelineConfig
 from difftool.pipeline.stage import PipelineStage
 from difftool.stages.standard import standard_t2i_stages
@@ -48,7 +48,9 @@ class Flux1Config(PipelineConfig):
     def stages(self) -> list[PipelineStage]:
         return standard_t2i_stages(self)
 
-    def encode_prompt(self, components: Components, batch: Batch, device: torch.device, *, negative: bool) -> list[Tensor]:
+    def encode_prompt(
+        self, components: Components, batch: Batch, device: torch.device, *, negative: bool
+    ) -> list[Tensor]:
         """[B, L, D] of T5 and [B, D] of CLIP, pooled."""
         prompts, second = (batch.negative_prompt, "negative_prompt_2") if negative else (batch.prompt, "prompt_2")
         text = batch.extra.get(second)
@@ -60,7 +62,9 @@ class Flux1Config(PipelineConfig):
         )
         return [embeds, pooled]
 
-    def prepare_latents(self, components: Components, batch: Batch, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
+    def prepare_latents(
+        self, components: Components, batch: Batch, device: torch.device
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """Packed noise [B, S, 4C]; its shape before packing is [B, C, H/8, W/8]."""
         channels, holder = components.transformer.config.in_channels // 4, components.holder
         generators = batch.generators()

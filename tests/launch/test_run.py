@@ -1,5 +1,6 @@
 """Every way a worker can end is one result or one error, and nothing stays alive or half-written behind it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -218,10 +219,15 @@ def test_a_request_to_end_stops_the_worker(tmp_path, numbers, behaviour, ending,
     worker = int(launcher.stdout.readline().split()[1])
     while launcher.stdout.readline() != "step \n":
         pass
-    for number in numbers:
-        launcher.send_signal(number)
-        time.sleep(0.3)  # so that two signals are two, not one pending twice
-    rest, _ = launcher.communicate(timeout=60)  # the grace is longer: only a second request ends a deaf worker
+    try:
+        for number in numbers:
+            launcher.send_signal(number)
+            time.sleep(0.3)  # so that two signals are two, not one pending twice
+        rest, _ = launcher.communicate(timeout=30)  # the grace is longer: only a second request ends a deaf worker
+    finally:
+        launcher.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
     assert (rest.strip(), launcher.returncode) == (ending, code)
     assert gone(worker)
     assert not half_written(tmp_path)

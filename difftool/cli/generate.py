@@ -1,5 +1,6 @@
 """`difftool generate`: runs a recipe."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 from difftool.cli.options import RecipeArguments, recipe_command
 from difftool.cli.panels import COMMON
 from difftool.cli.usage import UsageError
+from difftool.errors import DifftoolError, OutputError
 
 if TYPE_CHECKING:
     from difftool.cli.progress import Mode
@@ -63,17 +65,19 @@ def launch_plan(plan: "Plan", *, mode: "Mode", verbose: bool, perf_dump_path: Pa
 
     records = launch.open_records(plan)
     table = StageTable()
+
+    def hear(event: Event) -> None:
+        table.take(event)
+        listener.take(event)
+
     try:
         with make_listener(mode) as listener:
-
-            def hear(event: Event) -> None:
-                table.take(event)
-                listener.take(event)
-
             result = launch.run(plan, records, on_event=hear, verbose=verbose)
-    finally:
-        if perf_dump_path and (records / launch.PERF_FILE).exists():
-            copy_perf(records / launch.PERF_FILE, perf_dump_path)
+    except DifftoolError:
+        with contextlib.suppress(OutputError, ValueError):  # the failure of the run is what to tell
+            copy_perf(records, perf_dump_path)
+        raise
+    copy_perf(records, perf_dump_path)
     if mode in ("plain", "live"):
         lines = [table.text(), f"perf dump: {shown(perf_dump_path or result.perf)}" if result.perf else ""]
         print(*filter(None, lines), sep="\n", file=sys.stderr)

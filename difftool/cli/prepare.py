@@ -9,6 +9,7 @@ from difftool.cli.options import RecipeArguments
 from difftool.cli.sglang import cache_variables_warning
 from difftool.cli.usage import UsageError
 from difftool.errors import OutputError, Problem, RecipeError
+from difftool.launch.records import PERF_FILE
 from difftool.planning.make import RunOptions, make_plan
 from difftool.planning.plan import Plan
 from difftool.recipe.flags import flag_overrides, parse_set
@@ -101,10 +102,13 @@ def check_target(path: Path) -> None:
         raise OutputError(f"--perf-dump-path {path}: {folder} may not be written", hint="choose another folder")
 
 
-def copy_perf(source: Path, target: Path) -> None:
-    """Copies a dump; the paths in it, which are relative to it, still lead to the media."""
+def copy_perf(records: Path, target: Path | None) -> None:
+    """Copies a run's dump, if both are there; the paths in it, relative to the dump, still lead to the media."""
+    source = records / PERF_FILE
+    if target is None or not source.exists():
+        return
     dump = read_perf(source)
     for sample in dump.samples:
         for output in sample.outputs:
-            output.path = os.path.relpath(source.parent / output.path, target.absolute().parent)
+            output.path = os.path.relpath(records / output.path, target.absolute().parent)
     write_perf(target, dump)

@@ -107,6 +107,12 @@ def test_a_failure_of_the_worker_is_told_with_its_hint_and_code(difftool, worker
     assert answer.err == ("error: transformer.safetensors ends early (denoising, item red)\nhint: fetch it again\n")
 
 
+def test_the_perf_dump_of_a_failed_run_is_copied_too(difftool, worker, recipe):
+    worker("weights")
+    assert difftool("generate", recipe, "-q", "--perf-dump-path", "run.json").code == 4
+    assert json.loads(Path("run.json").read_text())["status"] == "failed"
+
+
 def test_a_failure_is_the_last_event_of_the_json_stream(difftool, worker, recipe):
     worker("weights")
     answer = difftool("generate", recipe, "--json")

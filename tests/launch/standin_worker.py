@@ -131,6 +131,9 @@ def in_denoising(plan, send):
 def report(kind, exit_code, message, hint=None, traceback=None):
     def behave(plan, records, send):
         in_denoising(plan, send)
+        place = {"stage": "denoising", "item": 0}
+        failed = {"status": "failed", "error": {"kind": kind, "message": message, **place}}
+        (records / "perf.json").write_text(json.dumps({**perf_dump(plan, records, 0.0), **failed}))
         send(
             "error",
             kind=kind,

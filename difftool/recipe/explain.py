@@ -37,7 +37,9 @@ LONGEST = 60  # characters of a value that are shown
 
 def explain(details: Iterable[ErrorDetails], root: Node) -> list[Fault]:
     """One fault for each error, without repetitions."""
-    return list(dict.fromkeys(_fault(error, root) for error in details))
+    # a list is also called too short when every item in it is wrong
+    real = (error for error in details if not (error["type"] == "too_short" and error["input"]))
+    return list(dict.fromkeys(_fault(error, root) for error in real))
 
 
 def is_misspelt(fault: Fault, others: Iterable[Fault]) -> bool:

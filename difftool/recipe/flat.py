@@ -5,6 +5,7 @@ Positions are kept, so every later message points into the flat file.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from difftool.recipe.explain import show
 from difftool.recipe.flag_table import FLAGS, FOREIGN_FLAGS, Flag
@@ -57,7 +58,8 @@ def is_flat(root: Node) -> bool:
     return not keys & set(fields_of(Recipe)) and bool(keys & set(flat_keys()))
 
 
-def flat_keys() -> dict[str, Flag | None]:
+@cache
+def flat_keys() -> Mapping[str, Flag | None]:
     """Every key of a flat file, with its flag if it has one."""
     named = {name.lstrip("-").replace("-", "_"): f for f in FLAGS for name in f.names if name.startswith("--")}
     nested = {name.partition(".")[0]: None for name in (*DIRECT, *SWITCHES, *FIXED)}

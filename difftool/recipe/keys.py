@@ -42,7 +42,8 @@ class Shape:
 ROOT = Shape(section=Recipe)
 
 
-def fields_of(section: type[Section]) -> dict[str, FieldInfo]:
+@cache
+def fields_of(section: type[Section]) -> Mapping[str, FieldInfo]:
     """The fields of a section by the names users write."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 

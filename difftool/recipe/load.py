@@ -69,7 +69,7 @@ def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[O
     root = drop_nulls(_laid_over(read.root, overrides, faults), ROOT)
     recipe = _validated(root, faults)
     if faults or recipe is None:
-        raise RecipeError(_in_order(faults, read.files))
+        raise RecipeError(_in_order(faults, (*read.files, *(override.origin for override in overrides))))
     provenance, positions = _places(root)
     return Loaded(recipe, provenance, positions, read.base, read.files[0] if read.base is not None else "")
 
@@ -180,11 +180,11 @@ def _places(root: Node) -> tuple[dict[str, str], dict[str, str]]:
     return provenance, positions
 
 
-def _in_order(faults: Sequence[Fault], files: Sequence[str]) -> list[Problem]:
-    """File by file, top to bottom; what is wrong with overrides last, in their own order."""
+def _in_order(faults: Sequence[Fault], sources: Sequence[str]) -> list[Problem]:
+    """Source by source, each from top to bottom."""
+    places = {source: place for place, source in reversed(list(enumerate(sources)))}
 
     def place(fault: Fault) -> tuple[int, int, int]:
-        source = fault.mark.source
-        return (files.index(source) if source in files else len(files), fault.mark.line, fault.mark.col)
+        return places.get(fault.mark.source, len(places)), fault.mark.line, fault.mark.col
 
     return [fault.problem() for fault in dict.fromkeys(sorted(faults, key=place))]

@@ -64,11 +64,11 @@ def _read(path: Key, text: str) -> object:
     assert shape is not None, path
     candidates = list(_readings(shape, text))
     right = (value for value in candidates if not value_errors(path, value))
-    return next(right, candidates[-1])
+    return next(right, candidates[-1] if isinstance(candidates[0], str) else candidates[0])
 
 
 def _readings(shape: Shape, text: str) -> Iterator[object]:
-    """What a text may mean, likeliest first; the last one is what an error is about."""
+    """What a text may mean, likeliest first."""
     if text.lstrip()[:1] in ("[", "{"):
         try:
             root = read_document(text, "").root

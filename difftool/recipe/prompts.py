@@ -31,7 +31,7 @@ def read_prompts(prompts: Sequence[PromptEntry] | PromptsFile, base: Path | None
     """
     if isinstance(prompts, PromptsFile):
         return _read_file(prompts.file, base or Path())
-    entries = [entry.model_dump(mode="json", by_alias=True) for entry in prompts]
+    entries = [entry.model_dump(mode="json", by_alias=True, exclude_unset=True) for entry in prompts]
     marked = [(Mark(), f"sampling.prompts.{index}", entry) for index, entry in enumerate(entries)]
     return _with_unique_ids(marked, [])
 
@@ -115,7 +115,7 @@ def _entry(node: Node, folder: Path, faults: list[Fault]) -> dict[str, Any] | No
         found = explain(error.errors(include_url=False), known)
         faults += [fault for fault in found if not is_misspelt(fault, faults)]
         return None
-    return entry.model_dump(mode="json", by_alias=True)
+    return entry.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def _with_unique_ids(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from difftool.errors import OutputError
 
-TEMPORARY = ".difftool-tmp"  # a half-written file is always `.<name>.difftool-tmp`, beside its target
+TEMPORARY = ".difftool-tmp"  # a half-written file is always `.<name>.<pid>.difftool-tmp`, beside its target
 HINTS = {
     errno.ENOSPC: "free some space, or choose another folder with -o",
     errno.EDQUOT: "the quota is used up; choose another folder with -o",
@@ -34,7 +34,7 @@ def make_folder(folder: Path) -> None:
 
 def write_temporary(path: Path, data: bytes) -> Path:
     """Writes `data`, flushed to the disk, to the temporary name beside `path`. Raises OutputError."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

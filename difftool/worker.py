@@ -77,7 +77,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m difftool.worker PLAN.json --events-fd N --parent PID`: what the launcher starts."""
+    """`python -m difftool.worker PLAN.json --events-fd N`: what the launcher starts."""
     parser = argparse.ArgumentParser(prog="difftool.worker")
     parser.add_argument("plan", type=Path)
     parser.add_argument("--events-fd", type=int)

@@ -68,7 +68,6 @@ def run_options(arguments: RecipeArguments) -> RunOptions:
     return RunOptions(
         output_file=Path(output) if output is not None and is_file else None,
         output_dir=None if is_file else output,
-        argv=tuple(sys.argv),
         save_output=arguments.save_output,
         return_frames=arguments.return_frames,
     )

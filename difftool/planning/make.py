@@ -31,7 +31,6 @@ class RunOptions:
 
     output_file: Path | None = None
     output_dir: str | None = None
-    argv: tuple[str, ...] = ()
     save_output: bool = True
     return_frames: bool = False
 

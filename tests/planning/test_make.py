@@ -193,8 +193,8 @@ def test_a_lora_is_refused_too():
         ("builtin:shapes", "model.path: no built-in model is named 'shapes'; there is builtin:shapes-image"),
         (
             "black-forest-labs/FLUX1-dev",
-            "model.path: no known model is named 'black-forest-labs/FLUX1-dev'; did you mean black-forest-labs/FLUX.1-dev "
-            "or black-forest-labs/FLUX.1-schnell?",
+            "model.path: no known model is named 'black-forest-labs/FLUX1-dev'; did you mean "
+            "black-forest-labs/FLUX.1-dev or black-forest-labs/FLUX.1-schnell?",
         ),
         (
             {"path": SHAPES, "id": "FLUX"},

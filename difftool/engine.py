@@ -1,12 +1,13 @@
 """Runs a plan in this process: assemble, warm up, run every item, save it, write the perf dump."""
 
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from difftool.errors import DifftoolError
+from difftool.errors import DifftoolError, OutputError
 from difftool.media.save import save_item
 from difftool.pipeline.assemble import Assembled, assemble
 from difftool.pipeline.batch import Batch
@@ -17,8 +18,17 @@ from difftool.profiling.recording import Recording, build_dump
 from difftool.profiling.timers import Timer
 from difftool.report.perf import Failure, write_perf
 
-Notify = Callable[..., None]
 REQUEST_KEYS = ("height", "width", "num_inference_steps", "max_sequence_length", "guidance_scale", "true_cfg_scale")
+
+
+class Progress(Protocol):
+    """Where a run's events go; it knows the stage and item that they have reached."""
+
+    stage: str | None
+    item: int | None
+
+    def __call__(self, event: str, **values: Any) -> None:
+        """Reports one event; never synchronises with the device."""
 
 
 def make_batch(item: Item) -> Batch:
@@ -35,7 +45,7 @@ def make_batch(item: Item) -> Batch:
     )
 
 
-def run_plan(plan_file: Path, notify: Notify, process_started: float) -> None:
+def run_plan(plan_file: Path, notify: Progress, process_started: float) -> None:
     """Runs the plan in `plan_file` and leaves `perf.json` beside it, of a failed run too.
 
     `notify(event, **values)` reports progress; `process_started` is a perf_counter reading.
@@ -54,13 +64,14 @@ def run_plan(plan_file: Path, notify: Notify, process_started: float) -> None:
         recording.failure = Failure(
             kind=type(error).__name__, message=message or type(error).__name__, stage=notify.stage, item=notify.item
         )
-        write_perf(records / "perf.json", build_dump(recording))
+        with suppress(OutputError):  # the first error is the one to report
+            write_perf(records / "perf.json", build_dump(recording))
         raise
     write_perf(records / "perf.json", build_dump(recording))
     notify("perf", path=str(records / "perf.json"))
 
 
-def _load(plan: Plan, platform: Platform, notify: Notify, recording: Recording) -> Assembled:
+def _load(plan: Plan, platform: Platform, notify: Progress, recording: Recording) -> Assembled:
     notify("load_started")
     start = time.perf_counter()
     assembled = assemble(plan, platform, notify)
@@ -71,7 +82,7 @@ def _load(plan: Plan, platform: Platform, notify: Notify, recording: Recording) 
     return assembled
 
 
-def _run_items(plan: Plan, assembled: Assembled, platform: Platform, notify: Notify, recording: Recording) -> None:
+def _run_items(plan: Plan, assembled: Assembled, platform: Platform, notify: Progress, recording: Recording) -> None:
     timer = Timer(platform)
     ctx = Context(assembled.components, timer, notify)
     for number in range(plan.warmup):

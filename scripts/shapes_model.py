@@ -178,5 +178,8 @@ def export_pipeline(weights: Path, folder: Path, settings: dict[str, object]) ->
         tokenizer_2=t5_tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
     ).save_pretrained(folder)
+    for name in ("text_encoder", "text_encoder_2"):  # transformers computes in this dtype, diffusers in fp32
+        config = folder / name / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
     defaults = {"sampling": SAMPLING, "launch": {"threads": 1}, "training": settings}
     (folder / "difftool.json").write_text(json.dumps(defaults, indent=2) + "\n")

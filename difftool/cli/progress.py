@@ -143,7 +143,9 @@ class PlainLines(Quiet):
     def _beat(self) -> None:
         while not self._over.wait(self._heartbeat_s / 10):
             if time.monotonic() - self._said >= 0.9 * self._heartbeat_s:
-                self._say(f"{self._now}: no news for {time.monotonic() - self._changed:.0f} s")
+                silence = time.monotonic() - self._changed
+                since = f": no news for {silence:.0f} s" if silence >= 1 else ""
+                self._say(f"{self._now}{since}")
 
 
 class LiveBars:

@@ -1,17 +1,17 @@
-"""The families difftool knows, by their torch-free facts."""
+"""The families difftool knows, by their torch-free facts. A folder beside this file is a family."""
 
 import importlib
+import pkgutil
 from functools import lru_cache
 
+from difftool import families
 from difftool.facts import FamilyFacts
-
-FAMILIES = ("flux1",)
-
 
 @lru_cache(maxsize=1)
 def all_families() -> tuple[FamilyFacts, ...]:
-    """Facts of every family, in the order of the compatibility matrix."""
-    return tuple(importlib.import_module(f"difftool.families.{name}.facts").FACTS for name in FAMILIES)
+    """Facts of every family, by name."""
+    names = [module.name for module in pkgutil.iter_modules(families.__path__) if module.ispkg]
+    return tuple(importlib.import_module(f"difftool.families.{name}.facts").FACTS for name in sorted(names))
 
 
 def family_facts(name: str) -> FamilyFacts:

@@ -57,6 +57,22 @@ def test_a_shown_generate_command_is_one_that_plans(command, monkeypatch, tmp_pa
     assert "items" in capsys.readouterr().out
 
 
+BAD = """model: builtin:shapes-image
+stages:
+  denose: {precision: bf16}
+  decoding: {precision: fp61}
+sampling: {prompt: x, seed:   seven}
+"""
+
+
+def test_the_errors_on_the_front_page_are_what_the_command_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(BAD)
+    assert main(["plan", "bad.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert f"```\n{said}```" in (ROOT / "README.md").read_text(), said
+
+
 def test_links_lead_to_files():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

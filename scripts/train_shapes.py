@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from difftool.builtin.shapes import SIDE, Scene, render, scenes
 
+CHECKPOINT_S = 60  # seconds of work that an interruption may cost
 STAGES = ("vae", "latents", "decoder", "transformer", "export")
 
 
@@ -40,7 +41,7 @@ class Settings:
     vae_batch: int = 8
     vae_lr: float = 2e-3
     latent_images: int = 40_000
-    steps: int = 5500
+    steps: int = 3200
     batch: int = 128
     lr: float = 2.5e-3
     caption_dropout: float = 0.1
@@ -105,7 +106,7 @@ def fit(
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if rank.index == 0 and (step % 100 == 0 or step == steps - 1):
             print(f"{name} step {step + 1}/{steps} loss {smooth:.4f} {time.monotonic() - began:.0f} s", flush=True)
-        if rank.index == 0 and time.monotonic() - saved_at > 60:
+        if rank.index == 0 and time.monotonic() - saved_at >= CHECKPOINT_S:
             saved_at = time.monotonic()
             state = {"modules": modules.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
             torch.save({**state, "average": average.values, "step": step + 1}, path.with_suffix(".tmp"))

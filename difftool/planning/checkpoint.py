@@ -9,10 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from difftool.errors import Problem, RecipeError, WeightsError
 from difftool.facts import CheckpointFacts, FamilyFacts
 from difftool.families.index import all_families, family_of_class
 from difftool.planning.plan import ModelPlan
+from difftool.recipe.running import Launch
+from difftool.recipe.sampling import SamplingValues
 
 BUILTIN = "builtin:"
 OWN_DEFAULTS = "difftool.json"  # beside model_index.json: {"sampling": {...}, "launch": {"threads": N}}
@@ -130,12 +134,28 @@ def _from_folder(
         pipeline_class=str(class_name),
         builtin=builtin,
     )
-    own = _read_json(folder / OWN_DEFAULTS) if (folder / OWN_DEFAULTS).is_file() else {}
-    defaults = {**(known[1].sampling if known else {}), **own.get("sampling", {})}
+    own, threads = _own_defaults(folder / OWN_DEFAULTS)
+    defaults = {**(known[1].sampling if known else {}), **own}
     origin = f"model {known[1].hub_id}" if known and not own else "the checkpoint"
     config = folder / "transformer" / "config.json"
     transformer = _read_json(config) if config.is_file() else {}
-    return Checkpoint(model, family, transformer, defaults, origin, own.get("launch", {}).get("threads"))
+    return Checkpoint(model, family, transformer, defaults, origin, threads)
+
+
+def _own_defaults(path: Path) -> tuple[dict[str, Any], int | None]:
+    """Sampling values and CPU threads that a checkpoint asks for, typed as in a recipe. Raises WeightsError."""
+    if not path.is_file():
+        return {}, None
+    content = _read_json(path)
+    try:
+        sampling = SamplingValues.model_validate(content.get("sampling", {}))
+        launch = Launch.model_validate(content.get("launch", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WeightsError(f"{path}: {where}: {first['msg']}", hint="its keys are those of a recipe") from None
+    given = sampling.model_dump(mode="json", include=sampling.model_fields_set)
+    return given, launch.threads if isinstance(launch.threads, int) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -227,6 +227,22 @@ def test_a_renamed_folder_takes_the_defaults_of_a_known_model(tmp_path):
     assert made.items[0].sampling["num_inference_steps"] == 4
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"sampling": {"height": "big"}}', "difftool.json: height: "),
+        ('{"sampling": {"heigth": 64}}', "difftool.json: heigth: "),
+        ('{"launch": {"threads": 0}}', "difftool.json: threads: "),
+        ("[]", "does not hold a mapping"),
+    ],
+)
+def test_a_checkpoint_s_own_defaults_are_checked_as_strictly_as_a_recipe(tmp_path, content, words):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "difftool.json").write_text(content)
+    with pytest.raises(WeightsError, match=words):
+        plan(str(tmp_path))
+
+
 def test_a_model_in_the_hub_cache_is_planned_from_its_files(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     repo = tmp_path / "models--someone--their-flux"

@@ -52,7 +52,7 @@ def assemble(plan: Plan, platform: Platform, notify: Callable[..., None]) -> Ass
         "attention": attention.resolve(plan.stages["denoising"]["attention"]),
     }
     applied = {name: _or_refuse(outcomes[name]) for name, _ in ORDER if name in outcomes}
-    folder = locate(plan.model, config.facts.components)
+    folder = locate(plan.model, config.facts.components, lambda: notify("heartbeat"))
     dtypes: dict[str, torch.dtype] = {
         name: getattr(torch, TORCH_DTYPES[str(value)]) for name, value in applied["precision"].detail.items()
     }

@@ -36,7 +36,8 @@ def test_only_the_family_s_components_are_fetched_and_never_a_pickle(monkeypatch
     monkeypatch.setattr(module, "snapshot_download", download)
     assert locate(FLUX, ("vae",), lambda: None) == tmp_path
     assert asked["hub_id"] == "org/flux" and asked["revision"] is None
-    assert asked["allow_patterns"] == ["model_index.json", "vae/*.json", "vae/*.safetensors", "vae/*.txt", "vae/*.model"]
+    kinds = ("json", "safetensors", "txt", "model")
+    assert asked["allow_patterns"] == ["model_index.json", *(f"vae/*.{kind}" for kind in kinds)]
 
 
 def test_arriving_bytes_are_reported_so_that_a_long_download_is_no_stall(monkeypatch, tmp_path, capfd):
@@ -57,7 +58,7 @@ def test_arriving_bytes_are_reported_so_that_a_long_download_is_no_stall(monkeyp
     [
         (answer(GatedRepoError), "org/flux is gated", "org/flux, then run: hf auth login"),
         (answer(RepositoryNotFoundError), "the hub has no model org/flux, or it is private", "check the spelling"),
-        (LocalEntryNotFoundError("x"), "org/flux is not on this machine and the hub cannot be reached", "give its folder"),
+        (LocalEntryNotFoundError("x"), "org/flux is not on this machine and the hub", "give its folder"),
         (ConnectionError("x"), "the hub cannot be reached .ConnectionError.", "give its folder"),
     ],
 )

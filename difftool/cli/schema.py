@@ -8,7 +8,7 @@ import typer
 
 from difftool.cli.panels import PanelCommand
 
-Subject = Literal["recipe", "perf", "events"]
+Subject = Literal["recipe", "perf", "compare", "events"]
 
 
 def register(app: typer.Typer) -> None:
@@ -17,10 +17,11 @@ def register(app: typer.Typer) -> None:
 
 def schema(
     subject: Annotated[
-        Subject, typer.Argument(metavar="SUBJECT", help="recipe, perf (the dump) or events (of --json)")
+        Subject,
+        typer.Argument(metavar="SUBJECT", help="recipe, perf (dump), compare (report) or events (of --json)"),
     ],
 ) -> None:
-    """Print the JSON Schema of recipes, perf dumps or events."""
+    """Print the JSON Schema of recipes, dumps, reports or events."""
     typer.echo(json.dumps(SCHEMAS[subject](), indent=2, ensure_ascii=False))
 
 
@@ -36,10 +37,21 @@ def _perf() -> dict[str, Any]:
     return json_schema()
 
 
+def _compare() -> dict[str, Any]:
+    from difftool.report.compare import json_schema
+
+    return json_schema()
+
+
 def _events() -> dict[str, Any]:
     from difftool.launch.events import json_schema
 
     return json_schema()
 
 
-SCHEMAS: dict[Subject, Callable[[], dict[str, Any]]] = {"recipe": _recipe, "perf": _perf, "events": _events}
+SCHEMAS: dict[Subject, Callable[[], dict[str, Any]]] = {
+    "recipe": _recipe,
+    "perf": _perf,
+    "compare": _compare,
+    "events": _events,
+}

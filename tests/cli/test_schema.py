@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("subject", ["recipe", "perf", "events"])
+@pytest.mark.parametrize("subject", ["recipe", "perf", "compare", "events"])
 def test_each_schema_is_printed_as_json_schema(difftool, subject):
     answer = difftool("schema", subject)
     assert (answer.code, answer.err) == (0, "")
@@ -22,6 +22,6 @@ def test_an_unknown_subject_is_a_usage_error(difftool):
     answer = difftool("schema", "plans")
     assert answer.code == 2
     assert answer.err == (
-        "error: invalid value for 'SUBJECT': 'plans' is not one of 'recipe', 'perf', 'events'\n"
+        "error: invalid value for 'SUBJECT': 'plans' is not one of 'recipe', 'perf', 'compare', 'events'\n"
         "hint: see difftool schema --help\n"
     )

@@ -1,0 +1,102 @@
+"""`difftool models` says what the code itself knows of every model."""
+
+import json
+
+from difftool.cli import models
+from difftool.families.index import all_families
+from difftool.planning import availability
+from difftool.planning.checkpoint import builtin_models
+from difftool.planning.make import RunOptions, make_plan
+from difftool.recipe.load import load_recipe
+
+LIST = (
+    "MODEL                             FAMILY  TASK  SIZE       STEPS  FEATURES\n"
+    "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28     precision, attention\n"
+    "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4      precision, attention\n"
+)
+PAGE = (
+    "black-forest-labs/FLUX.1-dev\n"
+    "  family                              flux1 (FLUX.1)\n"
+    "  task                                t2i\n"
+    "  pipeline                            FluxPipeline\n"
+    "  license                             FLUX.1-dev non-commercial, gated\n"
+    "  sizes                               multiples of 16\n"
+    "  extra                               prompt_2, negative_prompt_2\n"
+    "defaults\n"
+    "  sampling.negative_prompt            null\n"
+    "  sampling.height                     1024\n"
+    "  sampling.width                      1024\n"
+    "  sampling.num_inference_steps        28\n"
+    "  sampling.guidance_scale             3.5\n"
+    "  sampling.true_cfg_scale             1.0\n"
+    "  sampling.max_sequence_length        512\n"
+    "takes effect in this version\n"
+    "  stages.text_encoding.precision      every value\n"
+    "  stages.denoising.precision          every value\n"
+    "  stages.denoising.attention          auto, torch_sdpa\n"
+    "  stages.decoding.precision           every value\n"
+)
+
+
+def test_the_list_is_a_line_for_each_model(difftool, monkeypatch):
+    every = list(models.known_models())
+    assert [model.name for model in every[: len(builtin_models())]] == [f"builtin:{name}" for name in builtin_models()]
+    monkeypatch.setattr(models, "known_models", lambda: [model for model in every if "FLUX.1" in model.name])
+    answer = difftool("models")
+    assert (answer.code, answer.err, answer.out) == (0, "", LIST)
+    assert difftool("models", "list") == answer
+
+
+def test_a_model_is_shown_with_its_defaults_and_what_takes_effect(difftool):
+    answer = difftool("models", "show", "black-forest-labs/flux.1-DEV")
+    assert (answer.code, answer.err, answer.out) == (0, "", PAGE)
+    short = difftool("models", "show", "shapes-image")
+    assert short == difftool("models", "show", "builtin:shapes-image")
+    assert short.out.startswith("builtin:shapes-image\n")
+
+
+def test_a_family_shows_all_its_models(difftool):
+    page = difftool("models", "show", "flux1").out
+    assert [line for line in page.splitlines() if line.startswith("black-forest-labs/")] == [
+        "black-forest-labs/FLUX.1-dev",
+        "black-forest-labs/FLUX.1-schnell",
+    ]
+
+
+def test_a_guidance_that_the_checkpoint_ignores_is_none_of_its_defaults(difftool):
+    assert "sampling.guidance_scale  " in difftool("models", "show", "black-forest-labs/FLUX.1-dev").out
+    assert "sampling.guidance_scale  " not in difftool("models", "show", "black-forest-labs/FLUX.1-schnell").out
+
+
+def test_json_is_one_object_wherever_the_flag_stands(difftool):
+    answer = difftool("models", "--json")
+    found = json.loads(answer.out)["models"]
+    assert {model["name"] for model in found} >= {c.hub_id for family in all_families() for c in family.checkpoints}
+    assert difftool("models", "list", "--json") == answer == difftool("models", "--json", "list")
+    assert json.loads(difftool("models", "show", "shapes-image", "--json").out)["models"] == [
+        model for model in found if model["name"] == "builtin:shapes-image"
+    ]
+    assert difftool("models", "--json", "show", "shapes-image").out[:1] == "{"
+
+
+def test_the_defaults_shown_are_those_a_plan_uses():
+    for model in models.known_models():
+        plan = make_plan(load_recipe({"model": model.name, "sampling": {"prompt": "x"}}), run=RunOptions())
+        used = plan.items[0].sampling
+        assert {key: used[key] for key in model.sampling} == model.sampling
+
+
+def test_features_follow_what_this_version_applies(monkeypatch):
+    assert "cache" not in models.features()
+    monkeypatch.setattr(availability, "AVAILABLE", {**availability.AVAILABLE, "cache": None, "model.lora": None})
+    found = models.features()
+    assert (found["cache"], found["model.lora"]) == (None, None)
+    assert "stages.denoising.offload" not in found  # only its off values take effect
+
+
+def test_an_unknown_name_gets_the_nearest(difftool):
+    answer = difftool("models", "show", "FLUX.1-schnel")
+    assert answer.code == 2
+    assert answer.err == (
+        "error: no model or family is called 'FLUX.1-schnel'\nhint: did you mean black-forest-labs/FLUX.1-schnell?\n"
+    )

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from subprocess import PIPE
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from families.cases import CASES
-from media.reading import embedded_recipe
+from media.reading import embedded
 from PIL import Image
 from tiny import ROOT, difftool, read_json
 
@@ -102,11 +103,14 @@ def test_the_resolved_recipe_makes_the_same_bytes_again(red, tmp_path):
 
 
 def test_the_picture_tells_how_it_was_made_and_no_secrets_of_the_machine(red):
-    recipe = embedded_recipe((red / "red.png").read_bytes())
+    inside = embedded((red / "red.png").read_bytes())
+    recipe = inside["recipe"]
+    assert inside["versions"] == {name: metadata.version(name) for name in ("difftool", "torch", "diffusers")}
     assert recipe["sampling"]["prompt"] == "a red circle" and recipe["sampling"]["seed"] == 7
     assert recipe["model"]["path"] == SHAPES
-    text = json.dumps(recipe)
-    assert str(red) not in text and str(ROOT) not in text and "launch" not in recipe and "output" not in recipe
+    text = json.dumps(inside)
+    assert str(red) not in text and str(ROOT) not in text
+    assert set(recipe) == {"schema", "name", "extends", "model", "stages", "parallel", "memory", "cache", "sampling"}
 
 
 def test_stock_diffusers_draws_the_same_picture(red):

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from difftool.cli import compare_perf, failures, generate, models, plan, recipes, schema
+from difftool.cli import compare_perf, failures, generate, inspect, models, plan, recipes, schema
 from difftool.cli.panels import PanelGroup
 from difftool.errors import DifftoolError
 
 PROGRAM = "difftool"
 COMPLETION = "_DIFFTOOL_COMPLETE"  # set by the shell when it asks for completions
-COMMANDS = (generate, plan, compare_perf, models, recipes, schema)
+COMMANDS = (generate, plan, inspect, compare_perf, models, recipes, schema)
 
 app = typer.Typer(
     name=PROGRAM,

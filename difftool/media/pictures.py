@@ -1,50 +1,37 @@
-"""Pictures to bytes: PNG, JPEG, WebP, and NPZ for raw values, with the item's recipe inside."""
+"""Pictures to bytes and back: PNG, JPEG and WebP, with the item's recipe inside.
+
+Pixels are [C, H, W] in [0, 1]: channels, height, width."""
 
 import io
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import Tensor
+
+from difftool.media.writer import Details, Writer, expect, npz_writer, to_uint8
 
 METADATA_KEY = "difftool"
 USER_COMMENT = 0x9286  # the EXIF field for free text, in JPEG and WebP
 EXIF_POINTER = 0x8769
-QUALITY = {"jpg": 95, "webp": 95}
+QUALITY = 95  # of jpg and webp, unless output.quality is given
+
+Encode = Callable[[Image.Image, Details], bytes]
 
 
-def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
-    """[C, H, W] in [0, 1] -> [H, W, C] uint8, rounded to nearest as diffusers does."""
-    values = pixels.float().permute(1, 2, 0).cpu().numpy()
-    return (values * 255).round().astype(np.uint8)
-
-
-def encode(pixels: Tensor, kind: str, *, quality: int | None, recipe: Mapping[str, Any] | None) -> bytes:
-    """[C, H, W] in [0, 1] -> the bytes of a file. `recipe` goes inside, except into NPZ, which is values only."""
-    if kind == "npz":
-        buffer = io.BytesIO()
-        np.savez(buffer, pixels=pixels.float().cpu().numpy())
-        return buffer.getvalue()
-    text = None if recipe is None else json.dumps(recipe, ensure_ascii=False, sort_keys=True)
-    return WRITERS[kind](Image.fromarray(to_uint8(pixels)), quality or QUALITY.get(kind, 0), text)
-
-
-def _png(picture: Image.Image, quality: int, text: str | None) -> bytes:
+def _png(picture: Image.Image, details: Details) -> bytes:
     info = PngImagePlugin.PngInfo()
-    if text is not None:
-        info.add_itxt(METADATA_KEY, text)
+    if details.metadata is not None:
+        info.add_itxt(METADATA_KEY, details.metadata)
     return _saved(picture, "PNG", pnginfo=info)
 
 
-def _jpg(picture: Image.Image, quality: int, text: str | None) -> bytes:
-    return _saved(picture, "JPEG", quality=quality, subsampling=0, exif=_exif(text))
+def _jpg(picture: Image.Image, details: Details) -> bytes:
+    return _saved(picture, "JPEG", quality=details.quality or QUALITY, subsampling=0, exif=_exif(details.metadata))
 
 
-def _webp(picture: Image.Image, quality: int, text: str | None) -> bytes:
-    return _saved(picture, "WEBP", quality=quality, exif=_exif(text))
+def _webp(picture: Image.Image, details: Details) -> bytes:
+    return _saved(picture, "WEBP", quality=details.quality or QUALITY, exif=_exif(details.metadata))
 
 
 def _exif(text: str | None) -> Image.Exif:
@@ -60,17 +47,14 @@ def _saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-WRITERS: dict[str, Callable[[Image.Image, int, str | None], bytes]] = {"png": _png, "jpg": _jpg, "webp": _webp}
+def _check(data: bytes, pixels: Tensor, details: Details) -> None:
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.load()
+        expect(picture.size, (pixels.shape[2], pixels.shape[1]), "size")
 
 
-def check(data: bytes, kind: str, size: tuple[int, int]) -> None:
-    """Reads the bytes back. Raises ValueError if they do not hold a picture of `size` (width, height)."""
-    if kind == "npz":
-        shape = np.load(io.BytesIO(data))["pixels"].shape
-        found = shape[2], shape[1]
-    else:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            found = picture.size
-    if found != size:
-        raise ValueError(f"the encoded {kind} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}")
+def _writer(encode: Encode) -> Writer:
+    return Writer(lambda pixels, details: encode(Image.fromarray(to_uint8(pixels)), details), _check)
+
+
+WRITERS = {"png": _writer(_png), "jpg": _writer(_jpg), "webp": _writer(_webp), "npz": npz_writer("pixels")}

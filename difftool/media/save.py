@@ -1,22 +1,29 @@
-"""Writes an item's picture: encoded, read back, flushed, then renamed into place."""
+"""Writes what an item made: encoded, read back, flushed, then renamed into place."""
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from torch import Tensor
 
 from difftool.errors import OutputError
 from difftool.files import make_folder, output_error, place_new, write_temporary
+from difftool.media import audio, pictures, video
 from difftool.media.naming import candidates, target
-from difftool.media.pictures import check, encode
+from difftool.media.writer import Details, Writer, metadata_text
 from difftool.planning.plan import Item, Plan
+
+# by the rank of what was made: [C, T], [C, H, W] or [C, F, H, W]; then by format
+WRITERS: Mapping[int, Mapping[str, Writer]] = {2: audio.WRITERS, 3: pictures.WRITERS, 4: video.WRITERS}
+VERSIONS = ("difftool", "torch", "diffusers")  # what can change a picture; named inside it
 
 
 @dataclass(frozen=True)
 class Saved:
-    """One file in place."""
+    """One file in place; sound has no width and height, both are 0."""
 
     path: Path
     sha256: str
@@ -24,27 +31,42 @@ class Saved:
     height: int
 
 
-def save_item(plan: Plan, item: Item, pixels: Tensor, run_id: str) -> list[Saved]:
-    """[C, H, W] in [0, 1] -> the item's files: the picture, and raw values beside it if asked. Raises OutputError."""
+def save_item(plan: Plan, item: Item, made: Tensor, run_id: str, *, sample_rate: int | None = None) -> list[Saved]:
+    """A picture, a video ([0, 1]) or a sound ([-1, 1]) -> the item's files. Raises OutputError.
+
+    The file in the plan's format, and raw values beside it if asked. A video's fps is the item's own; a sound's
+    `sample_rate` is the model's, in Hz.
+    """
     path = target(plan, item, run_id)
     kind = plan.output.format
-    saved = [_save(plan, item, pixels, path, kind)] if plan.output.save else []
+    text = None
+    if plan.output.embed_metadata:
+        text = metadata_text({"recipe": plan.item_recipe(item), "versions": _versions()})
+    details = Details(plan.output.quality, text, item.sampling.get("fps"), sample_rate)
+    saved = [_save(made, details, path, kind, plan.output.on_collision)] if plan.output.save else []
     if plan.output.return_frames and not (saved and kind == "npz"):
-        saved.append(_save(plan, item, pixels, path.with_suffix(".npz"), "npz"))
+        saved.append(_save(made, details, path.with_suffix(".npz"), "npz", plan.output.on_collision))
     return saved
 
 
-def _save(plan: Plan, item: Item, pixels: Tensor, path: Path, kind: str) -> Saved:
-    recipe = plan.item_recipe(item) if plan.output.embed_metadata else None
-    data = encode(pixels, kind, quality=plan.output.quality, recipe=recipe)
-    size = pixels.shape[2], pixels.shape[1]
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in VERSIONS}
+
+
+def _save(made: Tensor, details: Details, path: Path, kind: str, collision: str) -> Saved:
+    writer = WRITERS[made.ndim][kind]
     try:
-        check(data, kind, size)
+        data = writer.encode(made, details)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+    try:
+        writer.check(data, made, details)
     except (OSError, ValueError) as error:
         raise OutputError(f"the {kind} for {path} does not read back: {error}") from error
     make_folder(path.parent)
-    placed = _place(write_temporary(path, data), path, plan.output.on_collision)
-    return Saved(placed, hashlib.sha256(data).hexdigest(), *size)
+    placed = _place(write_temporary(path, data), path, collision)
+    height, width = made.shape[-2:] if made.ndim > 2 else (0, 0)
+    return Saved(placed, hashlib.sha256(data).hexdigest(), width, height)
 
 
 def _place(temporary: Path, path: Path, collision: str) -> Path:

@@ -14,7 +14,7 @@ from difftool.planning.checkpoint import Checkpoint, find_checkpoint
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
 from difftool.planning.items import Items, draw, make_items
-from difftool.planning.plan import Choice, Degrees, Item, OutputPlan, Plan
+from difftool.planning.plan import GIF_MAX_FPS, Choice, Degrees, Item, OutputPlan, Plan
 from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.load import Loaded
 from difftool.recipe.prompts import read_prompts
@@ -22,7 +22,12 @@ from difftool.recipe.prompts import read_prompts
 UNHASHED = ("schema", "name", "extends", "launch", "output", "serve", "perf")  # cannot change a picture
 WORKLOAD = ("model", "sampling")
 MAX_AUTO_THREADS = 4  # the same on one rank and many, and on most machines: CPU bytes depend on it
-SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp", ".npz": "npz"}
+SUFFIXES = {f".{kind}": kind for kind in ("png", "jpg", "webp", "mp4", "gif", "wav", "npz")} | {".jpeg": "jpg"}
+FORMATS = {  # of what a family makes; the first is what `auto` means
+    "single pictures": ("png", "jpg", "webp", "npz"),
+    "videos": ("mp4", "gif", "npz"),
+    "sound": ("wav", "npz"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems += check_conflicts(Situation(recipe, degrees)) + _too_many(degrees)
     else:
         problems += degrees
-    problems += _output_problems(recipe["output"], run)
+    problems += _name_problems(recipe["output"]) + _format_problems(recipe["output"], run, checkpoint, items.items)
     if problems or not isinstance(degrees, Degrees):
         raise _located(problems, loaded)
     resolved = _resolved(recipe, entries, items, degrees, loaded.name)
@@ -85,10 +90,42 @@ def _too_many(degrees: Degrees) -> list[Problem]:
     return [Problem("parallel", f"parallel: {degrees.num_gpus} ranks are not available yet; use num_gpus=1")]
 
 
-def _output_problems(output: Mapping[str, Any], run: RunOptions) -> list[Problem]:
-    if run.output_file is not None and run.output_file.suffix.lower() not in SUFFIXES:
-        valid = ", ".join(SUFFIXES)
-        return [Problem("output.format", f"-o {run.output_file}: a picture's name ends in {valid}")]
+def _makes(checkpoint: Checkpoint) -> str:
+    """What comes out: a key of FORMATS."""
+    facts = checkpoint.family
+    if facts.pipeline_classes[checkpoint.model.pipeline_class] == "t2a":
+        return "sound"
+    return "single pictures" if facts.num_frames is None else "videos"
+
+
+def _format(output: Mapping[str, Any], run: RunOptions, made: str) -> str | None:
+    """The format that `-o` or the recipe asks for, or that `auto` means; None for a suffix nobody knows."""
+    if run.output_file is not None:
+        return SUFFIXES.get(run.output_file.suffix.lower())
+    kind: str = output["format"]
+    return FORMATS[made][0] if kind == "auto" else kind
+
+
+def _format_problems(
+    output: Mapping[str, Any], run: RunOptions, checkpoint: Checkpoint, items: Sequence[Item]
+) -> list[Problem]:
+    made = _makes(checkpoint)
+    kind = _format(output, run, made)
+    if kind not in FORMATS[made]:
+        valid = f"{', '.join(FORMATS[made][:-1])} or {FORMATS[made][-1]}"
+        asked = f"-o {run.output_file}" if run.output_file is not None else f"output.format={kind}"
+        return [Problem("output.format", f"{asked}: {checkpoint.family.title} makes {made}; use {valid}")]
+    if kind != "gif":
+        return []
+    found = []
+    if output["quality"] is not None:
+        found.append(Problem("output.quality", "output.quality: a gif has none; leave it out"))
+    if any(item.sampling.get("fps", 0) > GIF_MAX_FPS for item in items):
+        found.append(Problem("sampling.fps", f"sampling.fps: a gif shows {GIF_MAX_FPS} frames a second at most"))
+    return found
+
+
+def _name_problems(output: Mapping[str, Any]) -> list[Problem]:
     fields = ("name", "model", "id", "index", "output", "seed", "prompt", "date", "run_id")
     try:
         name = output["name"].format(**dict.fromkeys(fields, 0))
@@ -170,7 +207,7 @@ def _plan(
         device=launch["device"],
         stages=resolved["stages"],
         items=items.items,
-        output=_output(resolved["output"], run, items.items),
+        output=_output(resolved["output"], run, _makes(checkpoint)),
         warmup=perf["warmup"],
         repeats=perf["repeats"],
         tag=perf["tag"],
@@ -193,16 +230,16 @@ def _threads(asked: int | str, checkpoint: Checkpoint) -> int:
     return min(MAX_AUTO_THREADS, usable)
 
 
-def _output(output: Mapping[str, Any], run: RunOptions, items: Sequence[Item]) -> OutputPlan:
+def _output(output: Mapping[str, Any], run: RunOptions, made: str) -> OutputPlan:
     file, folder = run.output_file, run.output_dir or output["dir"]
     if file is not None:
         folder = str(file.parent)
-    kind = SUFFIXES[file.suffix.lower()] if file is not None else output["format"]
+    kind = _format(output, run, made)
     return OutputPlan(
         dir=os.path.abspath(os.path.expanduser(folder)),
         file=None if file is None else file.name,
         name=output["name"],
-        format="png" if kind == "auto" else kind,
+        format=kind,
         quality=output["quality"],
         embed_metadata=output["embed_metadata"],
         on_collision=output["on_collision"],

@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+NOT_EMBEDDED = ("launch", "output", "perf", "quality", "sweep", "serve")  # sections that cannot change an item
+GIF_MAX_FPS = 50  # a GIF counts hundredths of a second, and viewers slow anything shorter than two of them down
+
 
 class Frozen(BaseModel):
     """Base of everything in a plan: immutable, no unknown fields."""
@@ -53,7 +56,7 @@ class OutputPlan(Frozen):
     dir: str
     file: str | None
     name: str
-    format: Literal["png", "jpg", "webp", "npz"]
+    format: Literal["png", "jpg", "webp", "mp4", "gif", "wav", "npz"]
     quality: int | None
     embed_metadata: bool
     on_collision: Literal["suffix", "overwrite", "error"]
@@ -96,11 +99,11 @@ class Plan(Frozen):
     workload_sha256: str
 
     def item_recipe(self, item: Item) -> dict[str, Any]:
-        """The recipe that makes this one item again: without launch, output and serve, which cannot change it.
+        """The recipe that makes this one item again: without the sections that cannot change it.
 
         A local model is named by its folder alone: absolute paths are nobody else's business.
         """
-        recipe = {key: value for key, value in self.recipe.items() if key not in ("launch", "output", "serve", "perf")}
+        recipe = {key: value for key, value in self.recipe.items() if key not in NOT_EMBEDDED}
         sampling = {**recipe["sampling"], **item.sampling, "prompt": item.prompt, "seed": item.seed}
         sampling |= {"prompts": None, "num_outputs_per_prompt": 1}
         model = {**recipe["model"]}

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from difftool.errors import Problem, RecipeError
 from difftool.recipe.checks import reference_faults, sweep_faults
 from difftool.recipe.document import read_document, read_text
+from difftool.recipe.embedded import holds_media, read_embedded
 from difftool.recipe.explain import explain, is_misspelt, show
 from difftool.recipe.fields import Choice
 from difftool.recipe.flat import flat_to_sections, is_flat
@@ -85,6 +86,18 @@ def _from_mapping(source: Mapping[str, object], faults: list[Fault]) -> _Source:
 
 def _from_file(path: Path, label: str, chain: tuple[Path, ...], faults: list[Fault]) -> _Source:
     """One file with everything that it extends. `chain` are the files that led here."""
+    root = _from_medium(path, label) if holds_media(path) else _from_text(path, label, faults)
+    base = path.absolute().parent
+    root = tidy(root, ROOT, base, faults)
+    return _extended(root, _Source(root, (label,), base), base, (*chain, path.resolve()), faults)
+
+
+def _from_medium(path: Path, label: str) -> Node:
+    """The recipe inside a picture, video or sound; all of it stands at the file, which has no lines."""
+    return from_plain(read_embedded(path, label).recipe, Mark(label))
+
+
+def _from_text(path: Path, label: str, faults: list[Fault]) -> Node:
     document = read_document(read_text(path, label), label)
     faults += document.faults
     root = document.root
@@ -92,11 +105,7 @@ def _from_file(path: Path, label: str, chain: tuple[Path, ...], faults: list[Fau
         raise refuse(Mark(label), "the file is empty; the shortest recipe is 'model: NAME'")
     if not root.is_mapping:
         raise refuse(root.mark, f"a recipe is a mapping of keys to values, not {show(plain(root))}")
-    if is_flat(root):
-        root = flat_to_sections(root, faults)
-    base = path.absolute().parent
-    root = tidy(root, ROOT, base, faults)
-    return _extended(root, _Source(root, (label,), base), base, (*chain, path.resolve()), faults)
+    return flat_to_sections(root, faults) if is_flat(root) else root
 
 
 def _extended(root: Node, own: _Source, base: Path, chain: tuple[Path, ...], faults: list[Fault]) -> _Source:

@@ -1,4 +1,4 @@
-"""What a RECIPE argument means: a file, a built-in recipe, or a model."""
+"""What a RECIPE argument means: a file (a recipe, or a medium with one inside), a built-in recipe, or a model."""
 
 import os
 import re

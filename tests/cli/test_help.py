@@ -18,6 +18,7 @@ def test_the_application_lists_its_commands(difftool):
         "Commands:\n"
         "  generate      Run a recipe: prompts in, media and a perf dump out.\n"
         "  plan          Check and resolve a recipe and print what would run.\n"
+        "  inspect       Print the recipe, seed and versions inside an output file.\n"
         "  compare-perf  Compare perf dumps with the first of them.\n"
         "  schema        Print the JSON Schema of recipes, dumps, reports or events.\n"
         "  models        List the models that run, and what each supports.\n"

@@ -171,7 +171,6 @@ NOT_YET = [
         {"stages": {"text_encoding": {"offload": "after_use"}}},
         "stages.text_encoding.offload=after_use: not available yet; use auto or none",
     ),
-    ({"output": {"format": "mp4"}}, "output.format=mp4: not available yet; use auto or png or jpg or webp or npz"),
     ({"quality": {"tier": "near"}}, "quality.tier=near: not available yet"),
     ({"serve": {"port": 8000}}, "serve.port=8000: not available yet"),
     ({"sweep": {"matrix": {"sampling.seed": [1, 2]}}}, "sweep: not available yet"),

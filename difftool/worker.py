@@ -10,7 +10,10 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
+
+from difftool.parallel.world import World, answers_pipe, read_world
 
 PROCESS_STARTED = time.perf_counter()
 
@@ -18,8 +21,9 @@ PROCESS_STARTED = time.perf_counter()
 class Events:
     """Writes one JSON object a line to the launcher, and remembers where the run is for the report of a failure."""
 
-    def __init__(self, stream: TextIO | None):
+    def __init__(self, stream: TextIO | None, world: World):
         self.stream = stream
+        self.world = world
         self.stage: str | None = None
         self.item: int | None = None
         self.item_id: str | None = None
@@ -35,16 +39,19 @@ class Events:
             self.item = self.item_id = None
         if self.stream is not None:
             item = {} if self.item is None or "item" in values else {"item": self.item}
-            self.stream.write(json.dumps({"event": event, **item, **values}) + "\n")
+            rank = {} if self.world.folder is None else {"rank": self.world.rank}
+            self.stream.write(json.dumps({"event": event, **values, **item, **rank}) + "\n")
             self.stream.flush()
 
     def failed(self, error: BaseException, exit_code: int, hint: str | None) -> None:
         """The last event of a run that failed: what, where, and the traceback."""
         text = "".join(traceback.format_exception(error))
-        sys.stderr.write(text)  # to the log
+        many = {} if self.world.folder is None else {"time": time.time(), "lost_peer": is_lost_peer(error)}
+        # to the log, where the words of the rank that is gone should stay the last
+        sys.stderr.write("another rank is gone\n" if many.get("lost_peer") else text)
         kind, message = type(error).__name__, getattr(error, "message", None) or str(error) or type(error).__name__
         place = {"stage": self.stage, "item": self.item, "item_id": self.item_id}
-        self("error", kind=kind, exit_code=exit_code, message=message, hint=hint, traceback=text, **place)
+        self("error", kind=kind, exit_code=exit_code, message=message, hint=hint, traceback=text, **place, **many)
 
 
 def run(plan_file: Path, events: Events) -> int:
@@ -54,7 +61,7 @@ def run(plan_file: Path, events: Events) -> int:
     try:
         from difftool.engine import run_plan
 
-        run_plan(plan_file, events, PROCESS_STARTED)
+        run_plan(plan_file, events, PROCESS_STARTED, events.world)
     except DifftoolError as error:
         events.failed(error, error.exit_code, error.hint)
         return error.exit_code
@@ -76,22 +83,44 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether another rank's end is what this one fails by."""
+    from difftool.parallel.group import lost_peer
+
+    return lost_peer(error)
+
+
+def end_once(number: int, frame: FrameType | None) -> None:
+    """Ends the run like Ctrl-C; later requests must not break what is being tidied up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m difftool.worker PLAN.json --events-fd N`: what the launcher starts."""
+    """`python -m difftool.worker PLAN.json` with where its events go: a descriptor for one, a folder for many ranks."""
     parser = argparse.ArgumentParser(prog="difftool.worker")
     parser.add_argument("plan", type=Path)
     parser.add_argument("--events-fd", type=int)
+    parser.add_argument("--ranks-folder", type=Path)
+    parser.add_argument("--parent", type=int, default=os.getppid())
     args = parser.parse_args(argv)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # how the launcher asks where a stalled run hangs
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, end_once)
     from difftool.platforms.host import die_with_parent
 
-    die_with_parent(os.getppid())
-    stream = None if args.events_fd is None else os.fdopen(args.events_fd, "w")
-    events = Events(stream)
+    die_with_parent(args.parent)
+    world = read_world(os.environ, args.ranks_folder)
+    events = Events(open_events(args.events_fd, world), world)
     events("started", pid=os.getpid())
     return run(args.plan, events)
+
+
+def open_events(descriptor: int | None, world: World) -> TextIO | None:
+    """Where this rank's events go; None where nobody asked."""
+    if world.folder is not None:
+        return open(answers_pipe(world), "w")
+    return None if descriptor is None else os.fdopen(descriptor, "w")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Child:
         hurry: Callable[[], bool] = lambda: False,
     ):
         """`hurry()` true cuts every wait for the worker's end short."""
+        self.rank: int | None = None  # of many, the one that failed
         self._hurry = hurry
         self._pending = b""
         self.end_of_events = False

@@ -14,6 +14,8 @@ from difftool.errors import Problem
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
+    rank: int | None = None  # which of many sent it
+
 
 class Started(_Event):
     """The worker process runs; nothing is loaded yet."""
@@ -138,6 +140,8 @@ class Error(_Event):
     item_id: str | None = None
     traceback: str | None = None
     problems: list[Problem] | None = None  # every one, where the recipe is wrong
+    time: float | None = None  # of many ranks: seconds since the epoch, to find the first failure
+    lost_peer: bool | None = None  # of many ranks: the failure is that another one is gone
 
 
 class Finished(_Event):

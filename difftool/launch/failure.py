@@ -55,7 +55,7 @@ def crash_event(state: RunState, status: int, log: Path) -> Error:
     return _event(
         state,
         "WorkerCrashed",
-        f"the worker {describe_status(status)}{state.place()}",
+        f"{state.worker} {describe_status(status)}{state.place()}",
         hint=f"the whole log is {log}",
         traceback=tail(log, LOG_LINES),
     )
@@ -107,6 +107,7 @@ def _event(state: RunState, kind: str, message: str, *, hint: str | None = None,
     return Error(
         kind=kind,
         exit_code=_classes().get(kind, DifftoolError).exit_code,
+        rank=state.rank,
         message=message,
         hint=hint,
         stage=state.stage,
@@ -117,7 +118,8 @@ def _event(state: RunState, kind: str, message: str, *, hint: str | None = None,
 
 
 def _where(event: Error) -> str:
-    words = [event.stage or "", f"item {event.item_id}" if event.item_id is not None else ""]
+    rank = f"rank {event.rank}" if event.rank is not None else ""
+    words = [rank, event.stage or "", f"item {event.item_id}" if event.item_id is not None else ""]
     return f" ({', '.join(filter(None, words))})" if any(words) else ""
 
 

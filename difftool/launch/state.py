@@ -29,8 +29,9 @@ class Media:
 
 @dataclass
 class RunState:
-    """Folds events; `apply` is the only writer."""
+    """Folds events; `apply` is the only writer. `rank` is set where it holds those of one rank out of many."""
 
+    rank: int | None = None
     loading: bool = False
     item: ItemStarted | None = None
     stage: str | None = None
@@ -61,6 +62,11 @@ class RunState:
             self.error = event
         elif isinstance(event, Finished):
             self.finished = True
+
+    @property
+    def worker(self) -> str:
+        """The process, for a sentence."""
+        return "the worker" if self.rank is None else f"rank {self.rank}"
 
     def place(self) -> str:
         """Where the run is, for a sentence: ` in denoising of item red, after step 3 of 20`."""

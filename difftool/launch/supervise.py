@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from difftool.files import TEMPORARY
@@ -13,6 +14,7 @@ from difftool.launch.environment import worker_environment
 from difftool.launch.events import Error, Event, parse_event
 from difftool.launch.failure import crash_event, failure, interrupt_event, protocol_event, stall_event
 from difftool.launch.log import LogEcho, size, tail
+from difftool.launch.ranks import RankGroup
 from difftool.launch.records import LOG_FILE, PLAN_FILE
 from difftool.launch.signals import SignalWatch
 from difftool.launch.state import Media, RunState
@@ -50,9 +52,11 @@ def run(
     watch = SignalWatch()
     follower = _Follower(on_event, LogEcho(log) if verbose else None)
     state = follower.state
+    ranks = plan.degrees.num_gpus
+    start = Child if ranks == 1 else partial(RankGroup, ranks=ranks)
     environment = worker_environment(os.environ, threads=plan.threads, offline=plan.model.builtin)
     try:
-        with watch, Child(worker, records / PLAN_FILE, log=log, environment=environment, hurry=watch.again) as child:
+        with watch, start(worker, records / PLAN_FILE, log=log, environment=environment, hurry=watch.again) as child:
             lost = _follow(child, follower, watch, stall_timeout_s=plan.stall_timeout_s, log=log)
     finally:
         follower.copy_log()
@@ -68,11 +72,18 @@ class _Follower:
 
     def __init__(self, on_event: Callable[[Event], None], echo: LogEcho | None):
         self.state = RunState()
+        self._ranks: dict[int, RunState] = {}
         self._on_event = on_event
         self._echo = echo
 
+    def of_rank(self, rank: int | None) -> RunState:
+        """What one rank of many has said; without a rank, all of it."""
+        return self.state if rank is None else self._ranks.setdefault(rank, RunState(rank))
+
     def take(self, event: Event) -> None:
         self.state.apply(event)
+        if event.rank is not None:
+            self.of_rank(event.rank).apply(event)
         if not isinstance(event, Error):
             self._on_event(event)
 
@@ -82,7 +93,7 @@ class _Follower:
 
 
 def _follow(
-    child: Child, follower: _Follower, watch: SignalWatch, *, stall_timeout_s: float, log: Path
+    child: Child | RankGroup, follower: _Follower, watch: SignalWatch, *, stall_timeout_s: float, log: Path
 ) -> Error | None:
     """Follows the worker to its end; the failure, if it is one."""
     state = follower.state
@@ -102,14 +113,14 @@ def _follow(
         if watch.received:
             return interrupt_event(state, watch.received[0])
         if status is not None:
-            return crash_event(state, status, log)
+            return crash_event(follower.of_rank(child.rank), status, log)
         if time.monotonic() - heard > stall_timeout_s:
             return stall_event(state, stall_timeout_s, _stacks(child, log), log)
     child.wait(GRACE_S)
     return state.error
 
 
-def _stacks(child: Child, log: Path) -> str:
+def _stacks(child: Child | RankGroup, log: Path) -> str:
     """What the worker writes to its log when asked where it is."""
     start = size(log)
     child.ask_for_stacks()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from difftool.errors import Problem
+from difftool.planning.plan import Degrees
 from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.schema import Recipe
 
@@ -31,7 +32,7 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "stages.decoding.parallel": OFF,
     "stages.decoding.offload": OFF,
     "stages.image_encoding.offload": OFF,
-    "parallel": ANY,  # solved, then limited by MAX_RANKS
+    "parallel": ANY,  # solved, then limited by check_degrees
     "sampling": ANY,  # checked against the family's facts
     "sampling.scheduler.name": ("auto",),
     "launch.device": ANY,
@@ -41,7 +42,7 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "output": ANY,  # its format is checked against what the family makes
     "perf": ANY,
 }
-MAX_RANKS = 1
+UNAVAILABLE_AXES = ("cfg", "ring", "ulysses", "tp")
 
 
 def check_available(recipe: Mapping[str, Any]) -> list[Problem]:
@@ -49,6 +50,15 @@ def check_available(recipe: Mapping[str, Any]) -> list[Problem]:
     default = dict(leaves(Recipe.model_validate({"model": "any"}).model_dump(mode="json", by_alias=True)))
     found = [_check(key, value, default) for key, value in leaves(recipe) if value != default.get(key)]
     return list(dict.fromkeys(problem for problem in found if problem is not None))
+
+
+def check_degrees(degrees: Degrees) -> list[Problem]:
+    """One problem for each axis that cannot be split yet, whether it was asked for or solved."""
+    split = [(axis, value) for axis in UNAVAILABLE_AXES if (value := getattr(degrees, axis)) > 1]
+    if degrees.hsdp != "none":
+        split.append(("hsdp", degrees.hsdp))
+    hint = f"use dp={degrees.num_gpus}, a replica on each rank, for many prompts"
+    return [Problem(f"parallel.{axis}", f"parallel.{axis}={value}: not available yet; {hint}") for axis, value in split]
 
 
 def _check(key: str, value: object, default: Mapping[str, object]) -> Problem | None:

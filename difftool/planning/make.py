@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difftool.errors import Problem, RecipeError
-from difftool.planning.availability import MAX_RANKS, check_available
+from difftool.planning.availability import check_available, check_degrees
 from difftool.planning.checkpoint import Checkpoint, find_checkpoint
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
@@ -56,7 +56,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems.append(Problem("sampling", "sampling.prompt: there is nothing to make; give a prompt with -p"))
     degrees = _degrees(recipe["parallel"], checkpoint, items.shared.values)
     if isinstance(degrees, Degrees):
-        problems += check_conflicts(Situation(recipe, degrees)) + _too_many(degrees)
+        problems += check_conflicts(Situation(recipe, degrees)) + check_degrees(degrees)
     else:
         problems += degrees
     problems += _name_problems(recipe["output"]) + _format_problems(recipe["output"], run, checkpoint, items.items)
@@ -82,12 +82,6 @@ def _degrees(parallel: Mapping[str, Any], checkpoint: Checkpoint, values: Mappin
     scale = values.get(facts.second_branch)
     second = scale is not None and scale > 1 and values.get("negative_prompt") is not None
     return solve(Asked(**parallel, heads=checkpoint.transformer.get(facts.heads_key), second_branch=second))
-
-
-def _too_many(degrees: Degrees) -> list[Problem]:
-    if degrees.num_gpus <= MAX_RANKS:
-        return []
-    return [Problem("parallel", f"parallel: {degrees.num_gpus} ranks are not available yet; use num_gpus=1")]
 
 
 def _makes(checkpoint: Checkpoint) -> str:

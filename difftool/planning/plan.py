@@ -101,7 +101,8 @@ class Plan(Frozen):
     def item_recipe(self, item: Item) -> dict[str, Any]:
         """The recipe that makes this one item again: without the sections that cannot change it.
 
-        A local model is named by its folder alone: absolute paths are nobody else's business.
+        A local model is named by its folder alone: absolute paths are nobody else's business. One item is made by one
+        replica, however many there were.
         """
         recipe = {key: value for key, value in self.recipe.items() if key not in NOT_EMBEDDED}
         sampling = {**recipe["sampling"], **item.sampling, "prompt": item.prompt, "seed": item.seed}
@@ -109,4 +110,5 @@ class Plan(Frozen):
         model = {**recipe["model"]}
         if self.model.folder is not None:
             model["path"] = self.model.folder.replace("\\", "/").rstrip("/").rpartition("/")[2]
-        return {**recipe, "model": model, "sampling": sampling}
+        replica = {"num_gpus": self.degrees.num_gpus // self.degrees.dp, "dp": 1}
+        return {**recipe, "model": model, "sampling": sampling, "parallel": {**recipe.get("parallel", {}), **replica}}

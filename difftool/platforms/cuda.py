@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from difftool.errors import PlanError
 from difftool.platforms import host
 
 
@@ -14,7 +15,13 @@ class CudaPlatform:
     name = "cuda"
 
     def __init__(self) -> None:
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        index, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= present:
+            raise PlanError(
+                f"rank {index} of this machine has no device: torch finds {present}",
+                hint=f"use num_gpus={present}, or --device cpu",
+            )
+        self.device = torch.device("cuda", index)
         torch.cuda.set_device(self.device)
 
     def default_precision(self, role: str) -> str:

@@ -49,6 +49,8 @@ class Recording:
     warmup_ms: list[float] = field(default_factory=list)
     effective: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    rank: int = 0
+    ranks: list[RankInfo] = field(default_factory=list)  # once gathered
     failure: Failure | None = None
 
     def add(self, item: Item, repeat: int, timings: Timings, saved: "Sequence[Saved]", save_ms: float) -> None:
@@ -97,7 +99,7 @@ def summarise_samples(samples: Sequence[Sample]) -> dict[str, Summary]:
 
 def build_dump(recording: Recording) -> PerfDump:
     """The dump of a run, finished or failed."""
-    plan, samples = recording.plan, recording.samples
+    plan, samples, ranks = recording.plan, recording.samples, recording.ranks or _ranks(recording)
     chosen = samples[median_index([s.total_ms for s in samples])] if samples else None
     stages = chosen.stages_ms if chosen else {}
     total = chosen.total_ms if chosen else 0.0
@@ -138,31 +140,38 @@ def build_dump(recording: Recording) -> PerfDump:
         ),
         samples=samples,
         summary=summarise_samples(samples),
-        throughput=_throughput(samples),
-        ranks=_ranks(recording, chosen),
+        throughput=_throughput(samples, ranks),
+        ranks=ranks,
         effective={name: dict(outcome) for name, outcome in recording.effective.items()},
         warnings=_warnings(samples),
         error=recording.failure,
     )
 
 
-def _throughput(samples: Sequence[Sample]) -> Throughput | None:
-    seconds = sum(s.total_ms for s in samples) / 1e3
+def _throughput(samples: Sequence[Sample], ranks: Sequence[RankInfo]) -> Throughput | None:
+    """Replicas work side by side: the busiest one's forward time counts."""
+    seconds = max((rank.busy_ms for rank in ranks), default=0.0) / 1e3
     return Throughput(outputs_per_s=len(samples) / seconds) if seconds else None
 
 
-def _ranks(recording: Recording, chosen: Sample | None) -> list[RankInfo]:
-    if chosen is None or recording.platform is None:
-        return []
-    return [
-        RankInfo(
-            rank=0,
-            device=str(recording.platform.device),
-            stages_ms=chosen.stages_ms,
-            peak_memory_mb=chosen.peak_memory_mb,
-            peak_host_memory_mb=chosen.peak_host_memory_mb,
-        )
-    ]
+def _ranks(recording: Recording) -> list[RankInfo]:
+    return [rank_info(recording)] if recording.samples and recording.platform else []
+
+
+def rank_info(recording: Recording) -> RankInfo:
+    """This rank's own figures, its median sample's for all that is of one sample."""
+    assert recording.platform is not None
+    samples = recording.samples
+    chosen = samples[median_index([s.total_ms for s in samples])] if samples else None
+    return RankInfo(
+        rank=recording.rank,
+        device=str(recording.platform.device),
+        samples=len(samples),
+        busy_ms=sum(s.total_ms for s in samples),
+        stages_ms=chosen.stages_ms if chosen else {},
+        peak_memory_mb=chosen.peak_memory_mb if chosen else 0.0,
+        peak_host_memory_mb=chosen.peak_host_memory_mb if chosen else 0.0,
+    )
 
 
 def _warnings(samples: Sequence[Sample]) -> list[Warn]:

@@ -112,10 +112,12 @@ class Measure(Part):
 
 
 class RankInfo(Part):
-    """One process."""
+    """One process: how many samples it made, in how much forward time, and its median sample's own figures."""
 
     rank: int
     device: str
+    samples: int = Field(ge=0)
+    busy_ms: float = Field(ge=0)
     stages_ms: dict[str, float]
     peak_memory_mb: float
     peak_host_memory_mb: float

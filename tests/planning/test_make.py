@@ -154,7 +154,18 @@ def test_given_sigmas_set_the_number_of_steps():
 
 
 NOT_YET = [
-    ({"parallel": {"num_gpus": 8}}, "parallel: 8 ranks are not available yet; use num_gpus=1"),
+    (
+        {"parallel": {"num_gpus": 2}},
+        "parallel.cfg=2: not available yet; use dp=2, a replica on each rank, for many prompts",
+    ),
+    (
+        {"parallel": {"num_gpus": 4, "dp": 2, "tp": 2}},
+        "parallel.tp=2: not available yet; use dp=4, a replica on each rank, for many prompts",
+    ),
+    (
+        {"parallel": {"num_gpus": 2, "hsdp": "all"}},
+        "parallel.hsdp=all: not available yet; use dp=2, a replica on each rank, for many prompts",
+    ),
     ({"cache": "dbcache"}, "cache.backend=dbcache: not available yet"),
     ({"memory": {"budget": "24GiB"}}, "memory.budget=24GiB: not available yet"),
     (

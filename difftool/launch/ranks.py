@@ -1,0 +1,117 @@
+"""The ranks of one run, seen as one worker: their events in one stream, and the first failure told as the failure.
+
+A rank that fails drags the others along: they lose a peer, or are ended by the agent. So the first sign of trouble is
+held back until all have ended; then the cause is the earliest error a rank reported of itself, else a rank that died
+without a word, else whatever was reported.
+"""
+
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from difftool.launch import child
+from difftool.launch.agent import Agent
+
+SETTLE_S = 5.0  # between the first sign of a failure and the end of the ranks that do not end by themselves
+STACK_S = 0.3  # for one rank to write its stacks before the next is asked
+ENDED = (0, -signal.SIGTERM, 128 + signal.SIGINT)  # how a rank ends that another one's failure ended
+
+
+class RankGroup:
+    """Running ranks of one plan, with the interface of `Child`. `rank` is the one that failed, once that is known."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        plan: Path,
+        *,
+        ranks: int,
+        log: Path,
+        environment: Mapping[str, str],
+        hurry: Callable[[], bool] = lambda: False,
+    ):
+        self.rank: int | None = None
+        self._log = log
+        self._agent = Agent((*command, str(plan)), ranks, log=log, environment=environment, hurry=hurry)
+        self._finished: dict[int, bytes] = {}
+        self._errors: list[dict[str, Any]] = []
+        self._status: int | None = None
+        self._done = False
+
+    def __enter__(self) -> "RankGroup":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._agent.stop(child.GRACE_S)
+
+    def status(self) -> int | None:
+        """The exit status of the rank that failed without a word (negative for a signal), once all have ended."""
+        return self._status
+
+    def read_lines(self, seconds: float) -> list[bytes]:
+        """The events of all ranks as they come; `finished` once, when every rank is; at most one `error`, the cause."""
+        lines = self._sort(self._agent.read(seconds))
+        if self._status is None and self._in_trouble():
+            lines += self._settle()
+        if len(self._finished) == self._agent.ranks and not self._done:
+            self._done = True
+            lines += [self._finished[0]]
+        return lines
+
+    def wait(self, seconds: float) -> bool:
+        return self._agent.wait(seconds)
+
+    def ask_for_stacks(self) -> None:
+        """One rank after the other, so that the stacks do not mix; each under its name in the log."""
+        for rank in range(self._agent.ranks):
+            with self._log.open("a") as log:
+                log.write(f"rank {rank}:\n")
+            self._agent.signal_rank(rank, signal.SIGUSR1)
+            self._agent.wait(STACK_S)
+
+    def _sort(self, lines: Sequence[tuple[int, bytes]]) -> list[bytes]:
+        """Puts ends and errors aside; the rest is passed on."""
+        passed: list[bytes] = []
+        for rank, line in lines:
+            if line.startswith(b'{"event": "finished"'):
+                self._finished[rank] = line
+            elif line.startswith(b'{"event": "error"'):
+                self._errors.append(json.loads(line))
+            else:
+                passed.append(line)
+        return passed
+
+    def _in_trouble(self) -> bool:
+        unfinished = [rank for rank in range(self._agent.ranks) if rank not in self._finished]
+        ended = self._agent.status() is not None or any(map(self._agent.gone, unfinished))
+        return bool(self._errors) or (bool(unfinished) and ended)
+
+    def _settle(self) -> list[bytes]:
+        """Waits until all ranks have ended, and finds the cause."""
+        if not self._agent.wait(SETTLE_S):
+            self._agent.end_ranks(0.0)
+        passed = self._sort(self._agent.read(0.0))
+        if len(self._finished) == self._agent.ranks:
+            return passed
+        own = [error for error in self._errors if not error.get("lost_peer")]
+        silent = self._silent()
+        if own or not silent:
+            found = min(own or self._errors, key=lambda error: float(error["time"]), default=None)
+            if found is not None:
+                self.rank = found["rank"]
+                return [*passed, json.dumps(found).encode()]
+            self._status = self._agent.status() or 0
+        else:
+            self.rank, self._status = next(iter(silent.items()))
+        return passed
+
+    def _silent(self) -> dict[int, int]:
+        """Ranks that died without a word, and how."""
+        spoke = {error["rank"] for error in self._errors} | set(self._finished)
+        codes = self._agent.exit_codes()
+        return {rank: code for rank, code in codes.items() if rank not in spoke and code not in ENDED}

@@ -1,0 +1,92 @@
+"""A rank without a model: takes what the agent tells a rank, and behaves as its first argument says for its number.
+
+`fail@1` makes rank 1 do what `fail` says, while the others stay in the middle of an item.
+"""
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from difftool.platforms.host import die_with_parent
+
+RANK = int(os.environ["RANK"])
+
+
+def main() -> None:
+    what, _, who = sys.argv[1].partition("@")
+    plan, folder = json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[4])
+    die_with_parent(int(sys.argv[6]))
+    pipe = os.fdopen(os.open(folder / f"answers-{RANK}", os.O_WRONLY), "w", buffering=1)
+
+    def send(event: str, **fields: object) -> None:
+        pipe.write(json.dumps({"event": event, **fields, "rank": RANK}) + "\n")
+
+    faulthandler.register(signal.SIGUSR1)
+    send("started", pid=os.getpid())
+    item = plan["items"][RANK]
+    place = {"item": RANK, "items": len(plan["items"]), "id": item["id"], "prompt": item["prompt"]}
+    send("item_started", **place, seed=item["seed"], phase="sample", sample=0, steps=2)
+    send("stage_started", item=RANK, stage="denoising")
+    send("step", item=RANK, step=0, steps=2)
+    Path(plan["output"]["dir"], f".{RANK}.png.difftool-tmp").write_bytes(b"half a picture")
+    time.sleep(0.5)  # so that every rank is in its item
+    BEHAVIOURS[what if who in ("", str(RANK)) else "wait"](send)
+
+
+def succeed(send):
+    send("item_finished", item=RANK, total_ms=50.0)
+    send("finished")
+
+
+def raise_error(send, *, lost_peer=False):
+    time.sleep(0.2 if lost_peer else 0.0)
+    message = "Connection closed by peer" if lost_peer else "the rope broke"
+    place = {"stage": "denoising", "item": RANK, "item_id": ("red", "blue")[RANK]}
+    send("error", kind="ValueError", exit_code=1, message=message, **place, time=time.time(), lost_peer=lost_peer)
+    time.sleep(0.0 if lost_peer else 0.5)  # so that both are heard, the consequence too
+    sys.exit(1)
+
+
+def wait(send):
+    """Ends like a worker whose peer is gone, or that is asked to end."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(130))
+    if sys.argv[1].startswith("error"):
+        raise_error(send, lost_peer=True)
+    time.sleep(60)
+
+
+def wait_deaf(send):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+def end_by(number):
+    def behave(send):
+        print(f"last words of rank {RANK}", flush=True)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    return behave
+
+
+def leave_with_3(send):
+    print(f"last words of rank {RANK}", flush=True)
+    os._exit(3)
+
+
+BEHAVIOURS = {
+    "succeed": succeed,
+    "error": raise_error,
+    "kill": end_by(signal.SIGKILL),
+    "segfault": end_by(signal.SIGSEGV),
+    "exit-3": leave_with_3,
+    "wait": wait,
+    "deaf": wait_deaf,
+}
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from difftool.media.writer import Details, Writer, expect, npz_writer, to_uint8
 METADATA_KEY = "difftool"
 USER_COMMENT = 0x9286  # the EXIF field for free text, in JPEG and WebP
 EXIF_POINTER = 0x8769
+EXIF_MAX = 65_533  # bytes of one JPEG segment
 QUALITY = 95  # of jpg and webp, unless output.quality is given
 
 Encode = Callable[[Image.Image, Details], bytes]
@@ -27,7 +28,10 @@ def _png(picture: Image.Image, details: Details) -> bytes:
 
 
 def _jpg(picture: Image.Image, details: Details) -> bytes:
-    return _saved(picture, "JPEG", quality=details.quality or QUALITY, subsampling=0, exif=_exif(details.metadata))
+    exif = _exif(details.metadata)
+    if len(exif.tobytes()) > EXIF_MAX:
+        raise ValueError("its recipe is too long for a jpg; use png or webp, or output.embed_metadata: false")
+    return _saved(picture, "JPEG", quality=details.quality or QUALITY, subsampling=0, exif=exif)
 
 
 def _webp(picture: Image.Image, details: Details) -> bytes:

@@ -63,6 +63,13 @@ def test_encoding_is_deterministic_and_reads_back(kind):
         WRITERS[kind].check(data, TALL, Details())
 
 
+def test_a_recipe_that_a_jpg_cannot_hold_is_refused_and_others_hold_it():
+    text = metadata_text({"recipe": "x" * 40_000, "versions": {}})
+    assert embedded(encode(PIXELS, "webp", metadata=text)) == embedded(encode(PIXELS, "png", metadata=text))
+    with pytest.raises(ValueError, match="its recipe is too long for a jpg; use png or webp"):
+        encode(PIXELS, "jpg", metadata=text)
+
+
 def test_a_damaged_file_does_not_pass_the_check():
     with pytest.raises((OSError, ValueError)):
         WRITERS["png"].check(encode(PIXELS, "png")[:-200], PIXELS, Details())

@@ -99,14 +99,16 @@ def _load(path: Path) -> dict[str, Any]:
         raise DumpError(f"{path} is no perf dump: it has neither schema nor total_duration_ms")
     if content.get("schema", SCHEMA) != SCHEMA:
         raise DumpError(f"{path} is no perf dump: its schema is {str(content['schema'])[:60]!r}, not {SCHEMA}")
-    if broken := _not_finite(content, ""):
+    if broken := _broken_value(content, ""):
         raise DumpError(f"{path} is no valid perf dump: {broken}")
     return content
 
 
 def _what_broke(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
-        return "it is nested too deeply" if isinstance(error, RecursionError) else "it is not UTF-8 text"
+        return "it is not UTF-8 text" if isinstance(error, UnicodeError) else "a number in it is too long"
     if "Unterminated" in error.msg or (
         error.doc.startswith("{") and len(error.doc[error.pos :].rstrip()) < len("false")
     ):
@@ -114,16 +116,19 @@ def _what_broke(error: Exception) -> str:
     return f"{error.msg[:1].lower()}{error.msg[1:]} (line {error.lineno}, column {error.colno})"
 
 
-def _not_finite(value: object, where: str) -> str | None:
-    """`key is nan` for the first number that is none."""
+def _broken_value(value: object, where: str) -> str | None:
+    """`key is nan` for the first number that is none, or text that no file can hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{where} is {value}"
-    inner: Sequence[tuple[object, object]] = ()
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        return f"{ascii(where)} holds half a character: {ascii(value)[:60]}"
+    inner: list[tuple[str, object]] = []
     if isinstance(value, dict):
-        inner = [(f"{where}.{key}" if where else key, entry) for key, entry in value.items()]
+        inner = [(where, key) for key in value]
+        inner += [(f"{where}.{key}" if where else key, entry) for key, entry in value.items()]
     elif isinstance(value, list):
         inner = [(f"{where}[{i}]", entry) for i, entry in enumerate(value)]
-    return next((found for name, entry in inner if (found := _not_finite(entry, str(name)))), None)
+    return next((found for name, entry in inner if (found := _broken_value(entry, name))), None)
 
 
 def _problems(error: ValidationError) -> str:
@@ -142,7 +147,8 @@ def _from_dump(path: Path, dump: PerfDump) -> Measured:
         why = f" in {error.stage}" if error and error.stage else ""
         said = f": {error.kind}: {error.message}" if error else ""
         raise DumpError(f"{path} is of a run that failed{why}{said}", hint="compare finished runs only")
-    device = dump.env.get("device", {})
+    device = dump.env.get("device")
+    named = [str(device[key]) for key in MODEL_OF_A_DEVICE if key in device] if isinstance(device, Mapping) else []
     repeats = Counter((sample.item, sample.seed) for sample in dump.samples)
     runs = min(repeats.values())
     return Measured(
@@ -155,7 +161,7 @@ def _from_dump(path: Path, dump: PerfDump) -> Measured:
         model=_text(dump.meta.get("model")),
         prompt=_text(dump.meta.get("prompt")),
         workload=dump.recipe.workload_sha256,
-        device=" ".join(str(device[key]) for key in MODEL_OF_A_DEVICE if key in device) or None,
+        device=" ".join(named) or None,
         device_count=dump.run.world_size,
         runs=runs,
         items=len(repeats),

@@ -201,6 +201,15 @@ def test_one_step_that_spikes_is_seen_though_the_median_is_the_same(write):
     assert "| 7 | 98.0 | 198.0 | 2.020 |\n" in text
 
 
+def test_of_many_steps_that_moved_the_table_has_the_five_that_moved_most(write):
+    steps = [{"step": i, "duration_ms": 50.0, "kind": "compute"} for i in range(10)]
+    moved = [{**step, "duration_ms": 51.0 + step["step"] % 7} for step in steps]
+    base = write("a.json", samples=[sample(denoise_steps_ms=steps)])
+    text = render_markdown(report(base, write("b.json", samples=[sample(denoise_steps_ms=moved)])))
+    table = text.partition("The 5 of 10 steps that moved most:\n\n")[2].partition("\n\n")[0]
+    assert [line.split(" ")[1] for line in table.splitlines()[2:]] == ["2", "3", "4", "5", "6"]
+
+
 def test_cached_steps_are_marked(write):
     cached = [{"step": i, "duration_ms": 50.0 / (i + 1), "kind": ("compute", "cached")[i]} for i in range(2)]
     text = render_markdown(report(write("a.json"), write("b.json", samples=[sample(denoise_steps_ms=cached)])))
@@ -309,12 +318,14 @@ def content(**changes: Any) -> str:
         ("", "x.json is empty"),
         (content()[:400], "x.json is not JSON: it ends too early, in line 1"),
         ("{'a': 1}", "x.json is not JSON: expecting property name"),
+        ('{"a": ' + "1" * 5000 + "}", "x.json is not JSON: a number in it is too long"),
         ("[" * 100_000, "x.json is not JSON: it is nested too deeply"),
         ("[1]", "x.json is no perf dump: it does not hold a mapping"),
         ('{"a": 1}', "x.json is no perf dump: it has neither schema nor total_duration_ms"),
         (content(schema="difftool.compare/v1"), "its schema is 'difftool.compare/v1', not difftool.perf/v1"),
         (content(total_duration_ms=float("nan")), "x.json is no valid perf dump: total_duration_ms is nan"),
         (content(samples=[sample(save_ms=1e999)]), "x.json is no valid perf dump: samples[0].save_ms is inf"),
+        (content(meta={"model": "\ud800"}), "'meta.model' holds half a character: '\\ud800'"),
         (content(total_duration_ms=-1), "total_duration_ms: Input should be greater than or equal to 0"),
         (content(samples=[]), "x.json is no valid perf dump: it: an ok dump has at least one sample"),
         (json.dumps({**BARE, "steps": []}), "steps: List should have at least 1 item"),

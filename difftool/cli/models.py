@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a model of the list, or a family")]
 OWN_LICENSE = "that of difftool"
-ACCELERATING = ("stages", "cache", "memory", "model.lora", "model.components")  # recipe keys of features
+ACCELERATING = ("stages", "cache", "memory", "parallel", "model.lora", "model.components")  # recipe keys of features
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,16 @@ def describe(
 
 def features() -> dict[str, list[str] | None]:
     """Recipe keys of accelerations with the values that take effect here, without those that only say off."""
-    from difftool.planning.availability import ANY, AVAILABLE, OFF
+    from difftool.facts import AXES
+    from difftool.planning.availability import ANY, AVAILABLE, OFF, UNAVAILABLE_AXES
 
     found: dict[str, list[str] | None] = {}
     for key, values in AVAILABLE.items():
         if not any(key == section or key.startswith(f"{section}.") for section in ACCELERATING):
             continue
-        if values is ANY:
+        if key == "parallel":
+            found |= {f"parallel.{axis}": None for axis in AXES if axis not in UNAVAILABLE_AXES}
+        elif values is ANY:
             found[key] = None
         elif set(values or ()) - set(OFF):
             found[key] = [str(value) for value in values or ()]

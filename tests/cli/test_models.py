@@ -11,8 +11,8 @@ from difftool.recipe.load import load_recipe
 
 LIST = (
     "MODEL                             FAMILY  TASK  SIZE       STEPS  FEATURES\n"
-    "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28     precision, attention\n"
-    "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4      precision, attention\n"
+    "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28     precision, attention, dp\n"
+    "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4      precision, attention, dp\n"
 )
 PAGE = (
     "black-forest-labs/FLUX.1-dev\n"
@@ -35,6 +35,7 @@ PAGE = (
     "  stages.denoising.precision          every value\n"
     "  stages.denoising.attention          auto, torch_sdpa\n"
     "  stages.decoding.precision           every value\n"
+    "  parallel.dp                         every value\n"
 )
 
 
@@ -89,8 +90,10 @@ def test_the_defaults_shown_are_those_a_plan_uses():
 def test_features_follow_what_this_version_applies(monkeypatch):
     assert "cache" not in models.features()
     monkeypatch.setattr(availability, "AVAILABLE", {**availability.AVAILABLE, "cache": None, "model.lora": None})
+    monkeypatch.setattr(availability, "UNAVAILABLE_AXES", ("cfg",))
     found = models.features()
-    assert (found["cache"], found["model.lora"]) == (None, None)
+    assert (found["cache"], found["model.lora"], found["parallel.tp"]) == (None, None, None)
+    assert "parallel.cfg" not in found
     assert "stages.denoising.offload" not in found  # only its off values take effect
 
 

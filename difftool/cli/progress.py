@@ -101,7 +101,7 @@ class PlainLines(Quiet):
     def __init__(self, heartbeat_s: float = HEARTBEAT_S) -> None:
         self._heartbeat_s = heartbeat_s
         self._now = "the worker starts"
-        self._prefix = ""
+        self._prefixes: dict[int | None, str] = {}  # by rank
         self._said = self._changed = time.monotonic()
         self._over = threading.Event()
         self._clock = threading.Thread(target=self._beat, daemon=True)
@@ -118,23 +118,33 @@ class PlainLines(Quiet):
 
     def take(self, event: Event) -> None:
         self._changed = time.monotonic()
+        if isinstance(event, LoadStarted | ComponentLoaded | Loaded):
+            self._take_load(event)
+        elif isinstance(event, ItemStarted):
+            warmup = "warm-up " if event.phase == "warmup" else ""
+            prefix = self._prefixes[event.rank] = f"[{event.item + 1}/{event.items}] {warmup}"
+            self._say(f"{prefix}{event.id}, seed {event.seed}: {one_line(event.prompt)}")
+        elif isinstance(event, StageStarted | SaveStarted | Step | StageFinished):
+            self._take_stage(event, self._prefixes.get(event.rank, ""))
+        super().take(event)
+
+    def _take_load(self, event: LoadStarted | ComponentLoaded | Loaded) -> None:
+        if not speaks_for_all(event):
+            return
         if isinstance(event, LoadStarted):
             self._now = "loads the model"
         elif isinstance(event, ComponentLoaded):
             self._say(f"loads {event.name} {event.detail}".rstrip() + f" in {event.seconds:.1f} s")
-        elif isinstance(event, Loaded):
+        else:
             self._say(f"loaded in {event.seconds:.1f} s")
-        elif isinstance(event, ItemStarted):
-            warmup = "warm-up " if event.phase == "warmup" else ""
-            self._prefix = f"[{event.item + 1}/{event.items}] {warmup}"
-            self._say(f"{self._prefix}{event.id}, seed {event.seed}: {one_line(event.prompt)}")
-        elif isinstance(event, StageStarted | SaveStarted):
-            self._now = f"{self._prefix}{event.stage}"
-        elif isinstance(event, Step):
-            self._now = f"{self._prefix}denoising, step {event.step + 1} of {event.steps}"
-        elif isinstance(event, StageFinished) and event.ms >= WORTH_A_LINE_MS:
-            self._say(f"{self._prefix}{event.stage} {event.ms:.1f} ms")
-        super().take(event)
+
+    def _take_stage(self, event: StageStarted | SaveStarted | Step | StageFinished, prefix: str) -> None:
+        if isinstance(event, Step):
+            self._now = f"{prefix}denoising, step {event.step + 1} of {event.steps}"
+        elif not isinstance(event, StageFinished):
+            self._now = f"{prefix}{event.stage}"
+        elif event.ms >= WORTH_A_LINE_MS:
+            self._say(f"{prefix}{event.stage} {event.ms:.1f} ms")
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -149,7 +159,10 @@ class PlainLines(Quiet):
 
 
 class LiveBars:
-    """Bars on the terminal: items, and the steps of the current stage. Media paths follow when the bars are gone."""
+    """Bars on the terminal: the items of all ranks, and the steps of the first one's stage.
+
+    Media paths follow when the bars are gone.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -167,6 +180,8 @@ class LiveBars:
         self._items: TaskID | None = None
         self._stage = self._bars.add_task("starts the worker", total=None)
         self._media: list[str] = []
+        self._done: set[int] = set()  # items of this repeat
+        self._round: tuple[str, int] | None = None
 
     def __enter__(self) -> "Listener":
         self._bars.start()
@@ -180,6 +195,16 @@ class LiveBars:
             print(shown(path), flush=True)
 
     def take(self, event: Event) -> None:
+        if isinstance(event, Output):
+            self._media.append(event.path)
+        elif isinstance(event, ItemFinished):
+            self._done.add(event.item)
+            if self._items is not None:
+                self._bars.update(self._items, completed=len(self._done))
+        elif speaks_for_all(event):
+            self._take_first(event)
+
+    def _take_first(self, event: Event) -> None:
         if isinstance(event, LoadStarted):
             self._show("loads the model")
         elif isinstance(event, ComponentLoaded):
@@ -190,10 +215,6 @@ class LiveBars:
             self._show(event.stage)
         elif isinstance(event, Step):
             self._bars.update(self._stage, total=event.steps, completed=event.step + 1)
-        elif isinstance(event, ItemFinished) and self._items is not None:
-            self._bars.update(self._items, completed=event.item + 1)
-        elif isinstance(event, Output):
-            self._media.append(event.path)
         elif isinstance(event, Perf):
             self._show("ends the worker")
 
@@ -203,9 +224,16 @@ class LiveBars:
 
     def _start_item(self, event: ItemStarted) -> None:
         words = f"{'warm-up' if event.phase == 'warmup' else event.id}: {one_line(event.prompt)}"
+        if self._round != (event.phase, event.sample):
+            self._round, self._done = (event.phase, event.sample), set()
         if self._items is None:
             self._items = self._bars.add_task(words, total=event.items)
-        self._bars.update(self._items, description=words, completed=event.item)
+        self._bars.update(self._items, description=words, completed=len(self._done))
+
+
+def speaks_for_all(event: Event) -> bool:
+    """Whether it comes from the only or the first of many ranks, which do the same thing at the same time."""
+    return not event.rank
 
 
 def one_line(prompt: str, width: int = 60) -> str:

@@ -9,14 +9,17 @@ class StageTable:
     """Collects the times of samples; warm-up is left out."""
 
     def __init__(self) -> None:
-        self._warmup = False
+        self._warmup: set[int | None] = set()  # the ranks that warm up
         self._stages: dict[str, list[float]] = {}
         self._totals: list[float] = []
 
     def take(self, event: Event) -> None:
         if isinstance(event, ItemStarted):
-            self._warmup = event.phase == "warmup"
-        elif self._warmup:
+            if event.phase == "warmup":
+                self._warmup.add(event.rank)
+            else:
+                self._warmup.discard(event.rank)
+        elif event.rank in self._warmup:
             return
         elif isinstance(event, StageFinished):
             self._stages.setdefault(event.stage, []).append(event.ms)

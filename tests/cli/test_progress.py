@@ -71,7 +71,7 @@ def test_a_long_silence_is_broken_by_a_heartbeat_that_says_where_the_run_is(caps
         while "no news" not in heard and time.monotonic() < deadline:
             time.sleep(0.02)
             heard += capsys.readouterr().err
-    assert "[1/2] denoising, step 1 of 2: no news for 0 s\n" in heard
+    assert "[1/2] denoising, step 1 of 2: no news for 1 s\n" in heard
 
 
 def test_quiet_prints_only_media(capsys):
@@ -145,3 +145,33 @@ def test_the_table_holds_the_middle_of_the_samples_without_warm_up():
 
 def test_the_table_of_nothing_is_empty():
     assert StageTable().text() == ""
+
+
+def of_rank(rank, *events):
+    return [event.model_copy(update={"rank": rank}) for event in events]
+
+
+TWO_RANKS = [
+    *of_rank(0, Loaded(seconds=0.5), item(number=0)),
+    *of_rank(1, Loaded(seconds=0.7), item("warmup", number=1)),
+    *of_rank(0, StageFinished(item=0, stage="denoising", ms=40.0), ItemFinished(item=0, total_ms=41.0)),
+    *of_rank(1, StageFinished(item=1, stage="denoising", ms=900.0), ItemFinished(item=1, total_ms=901.0)),
+]
+
+
+def test_plain_lines_of_many_ranks_name_the_item_of_each(capsys):
+    show(PlainLines(), TWO_RANKS)
+    assert capsys.readouterr().err == (
+        "loaded in 0.5 s\n"
+        "[1/2] red, seed 7: a red circle\n"
+        "[2/2] warm-up red, seed 7: a red circle\n"
+        "[1/2] denoising 40.0 ms\n"
+        "[2/2] warm-up denoising 900.0 ms\n"
+    )
+
+
+def test_the_table_leaves_out_the_warm_up_of_each_rank():
+    table = StageTable()
+    for event in TWO_RANKS:
+        table.take(event)
+    assert "900" not in table.text() and "41.0" in table.text()

@@ -170,7 +170,7 @@ def export_pipeline(weights: Path, folder: Path, settings: dict[str, object]) ->
     vae.load_state_dict(torch.load(weights / "decoder.pt", weights_only=True))
     vae.register_to_config(scaling_factor=stats["scale"], shift_factor=stats["shift"])
     modules = nn.ModuleDict({"transformer": transformer, **text})
-    modules.load_state_dict(torch.load(weights / "transformer.pt", weights_only=True))
+    modules.load_state_dict(torch.load(weights / "compose.pt", weights_only=True))
     parts = {name: module.eval().to(torch.bfloat16) for name, module in (*modules.items(), ("vae", vae))}
     FluxPipeline(
         **parts,

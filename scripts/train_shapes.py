@@ -2,9 +2,10 @@
 
     python scripts/train_shapes.py --out runs/shapes --procs 2
 
-Five stages, each seeded and resumable (run the same command again): `vae`, `latents`, `decoder` (the VAE's decoder
-alone, on noisy latents), `transformer` (with both text encoders), `export`. Step k draws its data from (seed, stage, k,
-rank), so a resumed run continues exactly. `--procs` splits every batch over processes of one thread each.
+Six stages, each seeded and resumable (run the same command again): `vae`, `latents`, `decoder` (the VAE's decoder
+alone, on noisy latents), `transformer` (with both text encoders), `compose` (on from there, with words left out of
+captions), `export`. Step k draws its data from (seed, stage, k, rank), so a resumed run continues exactly. `--procs`
+splits every batch over processes of one thread each.
 Shapes: B batch, C latent channels, S image tokens, D token width.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +26,10 @@ from shapes_model import build_text, build_transformer, build_vae, export_pipeli
 from shapes_training import Average, Muon, Rank, training_attention
 from torch import Tensor, nn
 
-from difftool.builtin.shapes import SIDE, Scene, render, scenes
+from difftool.builtin.shapes import COLOURS, SHAPES, SIDE, Scene, render, scenes
 
 CHECKPOINT_S = 60  # seconds of work that an interruption may cost
-STAGES = ("vae", "latents", "decoder", "transformer", "export")
+STAGES = ("vae", "latents", "decoder", "transformer", "compose", "export")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Settings:
     batch: int = 128
     lr: float = 2.5e-3
     caption_dropout: float = 0.1
+    compose_steps: int = 1600
+    compose_lr: float = 1.5e-3
+    compose_omission: float = 0.3
     decoder_steps: int = 2500
     decoder_batch: int = 16
     decoder_lr: float = 1e-3
@@ -173,10 +178,32 @@ def cache_latents(out: Path, s: Settings, rank: Rank) -> None:
 
 
 def train_transformer(out: Path, s: Settings, rank: Rank) -> None:
+    """Flow matching on whole captions."""
+    fit_flow(out, s, rank, stage="transformer", steps=s.steps, lr=s.lr, hold=0.4, omission=0.0)
+
+
+def train_composition(out: Path, s: Settings, rank: Rank) -> None:
+    """Flow matching on, from `transformer`'s weights, with words left out of captions.
+
+    A colour or a shape that is missing from what one encoder reads must come from the other words, so that no
+    combination can be learnt as a whole: without this, held-out ones turn into their nearest neighbour in training.
+    """
+    fit_flow(
+        out, s, rank, stage="compose", steps=s.compose_steps, lr=s.compose_lr, hold=0.0, omission=s.compose_omission
+    )
+
+
+def fit_flow(
+    out: Path, s: Settings, rank: Rank, *, stage: str, steps: int, lr: float, hold: float, omission: float
+) -> None:
     """Flow matching: the model predicts noise - x0 at x_t = (1 - t) x0 + t noise. Source: Esser et al. 2024."""
     torch.manual_seed(s.seed + 1)
     text, clip_tokenizer, t5_tokenizer = build_text()
     modules = nn.ModuleDict({"transformer": build_transformer(), **text}).train()
+    if stage == "compose":
+        modules.load_state_dict(torch.load(out / "transformer.pt", weights_only=True))
+    words = {"clip": attribute_ids(clip_tokenizer), "t5": attribute_ids(t5_tokenizer)}
+    pads = {"clip": clip_tokenizer.pad_token_id, "t5": t5_tokenizer.pad_token_id}
     saved, stats = torch.load(out / f"latents-{rank.index}.pt"), json.loads((out / "latents.json").read_text())
     x0_all = pack((saved["latents"] - stats["shift"]) * stats["scale"])
     empty = tokenise([""], clip_tokenizer, t5_tokenizer)
@@ -184,10 +211,13 @@ def train_transformer(out: Path, s: Settings, rank: Rank) -> None:
     count = s.batch // rank.count
 
     def loss_at(step: int) -> Tensor:
-        rng = rng_for(s, "transformer", step, rank)
+        rng = rng_for(s, stage, step, rank)
         rows = torch.from_numpy(rng.integers(len(x0_all), size=count))
         dropped = torch.from_numpy(rng.random(count) < s.caption_dropout)[:, None]
-        t5_ids, clip_ids = (torch.where(dropped, empty[k], saved[k][rows]) for k in ("t5", "clip"))
+        t5_ids, clip_ids = (
+            torch.where(dropped, empty[k], omit_words(saved[k][rows], words[k], pads[k], omission, rng))
+            for k in ("t5", "clip")
+        )
         x0 = x0_all[rows]
         noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
         t = torch.from_numpy(rng.normal(0.3, 1.2, count).astype(np.float32)).sigmoid()
@@ -206,19 +236,38 @@ def train_transformer(out: Path, s: Settings, rank: Rank) -> None:
     matrices = [p for n, p in modules["transformer"].named_parameters() if "blocks" in n and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in modules.parameters() if id(p) not in chosen]
-    optimisers = [Muon(matrices, s.lr, rank), torch.optim.AdamW(others, s.lr, betas=(0.9, 0.98), fused=True)]
+    optimisers = [Muon(matrices, lr, rank), torch.optim.AdamW(others, lr, betas=(0.9, 0.98), fused=True)]
     with training_attention():
         fit(
-            "transformer",
+            stage,
             out,
             rank,
-            steps=s.steps,
+            steps=steps,
             modules=modules,
             optimisers=optimisers,
-            rate=linear_decay(s.steps, hold=0.4),
+            rate=linear_decay(steps, hold=hold),
             loss_at=loss_at,
             decay=0.998,
         )
+
+
+def attribute_ids(tokenizer: Any) -> list[Tensor]:
+    """Token ids of the colours, and of the shapes; each word is one token."""
+    return [
+        torch.tensor([tokenizer(word, add_special_tokens=False).input_ids[0] for word in group])
+        for group in (COLOURS, SHAPES)
+    ]
+
+
+def omit_words(ids: Tensor, groups: list[Tensor], pad: int, share: float, rng: np.random.Generator) -> Tensor:
+    """[B, L] token ids with the words of each group left out of `share` of the rows, closed up and padded."""
+    if share == 0:
+        return ids
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    for group in groups:
+        keep &= ~(torch.isin(ids, group) & torch.from_numpy(rng.random(len(ids)) < share)[:, None])
+    order = torch.argsort((~keep).int(), dim=1, stable=True)
+    return ids.gather(1, order).masked_fill(~keep.gather(1, order), pad)
 
 
 def train_decoder(out: Path, s: Settings, rank: Rank) -> None:
@@ -263,6 +312,7 @@ WORK = {
     "latents": cache_latents,
     "decoder": train_decoder,
     "transformer": train_transformer,
+    "compose": train_composition,
     "export": export,
 }
 DONE = {
@@ -270,6 +320,7 @@ DONE = {
     "latents": "latents.json",
     "decoder": "decoder.pt",
     "transformer": "transformer.pt",
+    "compose": "compose.pt",
     "export": "shapes-image/model_index.json",
 }
 

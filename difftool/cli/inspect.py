@@ -109,13 +109,11 @@ def _head(found: Found, name: str) -> list[str]:
 
 def _yaml(recipe: Mapping[str, Any]) -> str:
     """As `plan --resolved` prints it, without asking whether this machine has the model."""
-    from difftool.planning.plan import Plan
-    from difftool.planning.render import render_resolved
+    from difftool.planning.render import render_recipe
     from difftool.recipe.schema import Recipe
 
     model = Recipe.model_validate({"model": "any"}).model_dump(mode="json", by_alias=True)
-    values: dict[str, Any] = {"recipe": _ordered(recipe, model), "provenance": {}}
-    text = render_resolved(Plan.model_construct(**values), origins=False)
+    text = render_recipe(_ordered(recipe, model), {})
     return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

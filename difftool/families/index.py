@@ -7,6 +7,7 @@ from functools import lru_cache
 from difftool import families
 from difftool.facts import FamilyFacts
 
+
 @lru_cache(maxsize=1)
 def all_families() -> tuple[FamilyFacts, ...]:
     """Facts of every family, by name."""

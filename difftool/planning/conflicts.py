@@ -51,11 +51,6 @@ CONFLICTS = (
         lambda s: s.get("model.trust_remote_code") and s.get("model.revision") is None,
         "model.trust_remote_code needs a pinned model.revision",
     ),
-    Conflict(
-        "output.quality",
-        lambda s: s.get("output.quality") is not None and s.get("output.format") in ("auto", "png", "npz", "wav"),
-        "output.quality is for jpg and webp; set output.format",
-    ),
 )
 
 

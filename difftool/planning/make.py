@@ -28,6 +28,7 @@ FORMATS = {  # of what a family makes; the first is what `auto` means
     "videos": ("mp4", "gif", "npz"),
     "sound": ("wav", "npz"),
 }
+WITH_QUALITY = ("jpg", "webp", "mp4")  # formats that lose something
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,10 @@ def _format_problems(
         valid = f"{', '.join(FORMATS[made][:-1])} or {FORMATS[made][-1]}"
         asked = f"-o {run.output_file}" if run.output_file is not None else f"output.format={kind}"
         return [Problem("output.format", f"{asked}: {checkpoint.family.title} makes {made}; use {valid}")]
-    if kind != "gif":
-        return []
     found = []
-    if output["quality"] is not None:
-        found.append(Problem("output.quality", "output.quality: a gif has none; leave it out"))
-    if any(item.sampling.get("fps", 0) > GIF_MAX_FPS for item in items):
+    if output["quality"] is not None and kind not in WITH_QUALITY:
+        found.append(Problem("output.quality", f"output.quality: {kind} has none; it is for {', '.join(WITH_QUALITY)}"))
+    if kind == "gif" and any(item.sampling.get("fps", 0) > GIF_MAX_FPS for item in items):
         found.append(Problem("sampling.fps", f"sampling.fps: a gif shows {GIF_MAX_FPS} frames a second at most"))
     return found
 

@@ -34,7 +34,12 @@ def render_plan(plan: Plan) -> str:
 
 def render_resolved(plan: Plan, *, origins: bool = True) -> str:
     """The complete recipe as YAML, which makes the same plan again; `origins` adds where each value came from."""
-    lines = list(_yaml_lines(plan.recipe, plan.provenance if origins else {}, ""))
+    return render_recipe(plan.recipe, plan.provenance if origins else {})
+
+
+def render_recipe(recipe: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """A recipe as YAML, one leaf a line, with the origin of a value as a comment beside it."""
+    lines = list(_yaml_lines(recipe, origins, ""))
     width = min(72, max(len(line) for line, _ in lines))
     return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines) + "\n"
 

@@ -23,12 +23,11 @@ from difftool.report.perf import (
     RunInfo,
     Sample,
     StepDuration,
-    Summary,
     Throughput,
     Warn,
     accounting_error_pct,
 )
-from difftool.report.summary import median_index, summarise
+from difftool.report.summary import median_index, readings, summarise
 
 if TYPE_CHECKING:
     from difftool.media.save import Saved
@@ -84,19 +83,6 @@ class Recording:
         )
 
 
-def summarise_samples(samples: Sequence[Sample]) -> dict[str, Summary]:
-    """Every metric of the vocabulary that the samples hold, over all of them."""
-    if not samples:
-        return {}
-    values: dict[str, list[float]] = {name: [s.stages_ms[name] for s in samples] for name in samples[0].stages_ms}
-    values["step"] = [step.duration_ms for s in samples for step in s.denoise_steps_ms]
-    values["save"] = [s.save_ms for s in samples if s.outputs]
-    values["total"] = [s.total_ms for s in samples]
-    values["peak_memory"] = [s.peak_memory_mb for s in samples]
-    values["peak_host_memory"] = [s.peak_host_memory_mb for s in samples]
-    return {name: summarise(readings) for name, readings in values.items() if readings}
-
-
 def build_dump(recording: Recording) -> PerfDump:
     """The dump of a run, finished or failed."""
     plan, samples, ranks = recording.plan, recording.samples, recording.ranks or _ranks(recording)
@@ -139,7 +125,7 @@ def build_dump(recording: Recording) -> PerfDump:
             accounting_error_pct=error_pct,
         ),
         samples=samples,
-        summary=summarise_samples(samples),
+        summary={name: summarise(numbers) for name, numbers in readings(samples).items()},
         throughput=_throughput(samples, ranks),
         ranks=ranks,
         effective={name: dict(outcome) for name, outcome in recording.effective.items()},

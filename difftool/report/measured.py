@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from difftool.errors import DifftoolError
 from difftool.report.perf import PerfDump, Sample
 from difftool.report.sglang import BareDump, stage_name
+from difftool.report.summary import readings
 from difftool.report.verdict import Series
 
 SCHEMA = "difftool.perf/v1"
@@ -188,15 +189,7 @@ def _environment(dump: PerfDump) -> dict[str, Any]:
 
 def _series(dump: PerfDump, runs: int) -> dict[str, Series]:
     """Every metric of the one vocabulary that the samples hold, and the load that no sample has."""
-    samples = dump.samples
-    values: dict[str, list[float]] = {"total": [s.total_ms for s in samples]}
-    for name in dump.stages_ms:
-        values[name] = [s.stages_ms[name] for s in samples if name in s.stages_ms]
-    values["step"] = [step.duration_ms for s in samples for step in s.denoise_steps_ms]
-    values["save"] = [s.save_ms for s in samples if s.outputs]
-    values["peak_memory"] = [s.peak_memory_mb for s in samples]
-    values["peak_host_memory"] = [s.peak_host_memory_mb for s in samples]
-    found = {name: Series(tuple(readings), runs) for name, readings in values.items() if readings}
+    found = {name: Series(tuple(numbers), runs) for name, numbers in readings(dump.samples).items()}
     return {**found, "load": Series((dump.measure.load_ms,), 1, LOADS_ONCE)}
 
 

@@ -3,7 +3,19 @@
 import statistics
 from collections.abc import Sequence
 
-from difftool.report.perf import Summary
+from difftool.report.perf import Sample, Summary
+
+
+def readings(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Every metric of the one vocabulary that the samples hold, stages first, each with all its readings."""
+    names = dict.fromkeys(name for sample in samples for name in sample.stages_ms)
+    values = {name: [s.stages_ms[name] for s in samples if name in s.stages_ms] for name in names}
+    values["step"] = [step.duration_ms for s in samples for step in s.denoise_steps_ms]
+    values["save"] = [s.save_ms for s in samples if s.outputs]
+    values["total"] = [s.total_ms for s in samples]
+    values["peak_memory"] = [s.peak_memory_mb for s in samples]
+    values["peak_host_memory"] = [s.peak_host_memory_mb for s in samples]
+    return {name: numbers for name, numbers in values.items() if numbers}
 
 
 def median_index(totals: Sequence[float]) -> int:

@@ -77,5 +77,5 @@ def test_auto_is_the_first_format_of_what_a_family_makes(of_a_family, task, num_
 def test_a_gif_has_no_quality_and_a_highest_speed(of_a_family):
     of_a_family(task="t2v", num_frames=(4, 1))
     assert plan(format="gif", fps=50).output.format == "gif"
-    assert problems(format="gif", quality=50) == ["output.quality: a gif has none; leave it out"]
+    assert problems(format="gif", quality=50) == ["output.quality: gif has none; it is for jpg, webp, mp4"]
     assert problems(format="gif", fps=60) == ["sampling.fps: a gif shows 50 frames a second at most"]

@@ -281,7 +281,7 @@ def test_a_name_may_not_leave_its_folder(name):
 
 CONFLICTING = [
     ({"model": {"path": SHAPES, "trust_remote_code": True}}, "model.trust_remote_code needs a pinned model.revision"),
-    ({"output": {"quality": 80}}, "output.quality is for jpg and webp; set output.format"),
+    ({"output": {"quality": 80}}, "output.quality: png has none; it is for jpg, webp, mp4"),
     (
         {"parallel": {"num_gpus": 2, "tp": 2, "hsdp": "all"}},
         "parallel.hsdp shards over the ranks that tensor parallel splits; use tp=1 or hsdp=none",

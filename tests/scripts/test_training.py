@@ -63,7 +63,7 @@ def test_a_short_training_exports_a_checkpoint_that_stock_diffusers_runs(trainer
 
     settings = trainer.Settings(
         vae_crop_steps=1, vae_crop_batch=2, vae_steps=1, vae_batch=2, latent_images=50, steps=1, batch=4,
-        decoder_steps=1, decoder_batch=2,
+        decoder_steps=1, decoder_batch=2, compose_steps=1,
     )  # fmt: skip
     trainer.run(0, 1, tmp_path, settings, list(trainer.STAGES))
     folder = tmp_path / "shapes-image"

@@ -1,26 +1,32 @@
 """Runs a plan in this process: assemble, warm up, run every item, save it, write the perf dump."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from difftool.errors import DifftoolError, OutputError
-from difftool.media.save import save_item
+from difftool.media.save import Saved, save_item
 from difftool.parallel.group import barrier, joined, lost_peer
 from difftool.parallel.world import World
 from difftool.pipeline.assemble import Assembled, assemble
 from difftool.pipeline.batch import Batch
+from difftool.pipeline.config import PipelineConfig
+from difftool.pipeline.encodings import Encodings
 from difftool.pipeline.stage import Context
 from difftool.planning.plan import Item, Plan
+from difftool.planning.todo import TODO_FILE, Todo
 from difftool.platforms import Platform, current
 from difftool.profiling.gathering import gather_measurements, leave_measurements
 from difftool.profiling.recording import Recording, build_dump
 from difftool.profiling.timers import Timer
 from difftool.report.perf import Failure, write_perf
+from difftool.stages.text_encoding import encoding_key, texts_to_encode
 
 REQUEST_KEYS = ("height", "width", "num_inference_steps", "max_sequence_length", "guidance_scale", "true_cfg_scale")
 
@@ -33,6 +39,9 @@ class Progress(Protocol):
 
     def __call__(self, event: str, **values: Any) -> None:
         """Reports one event; never synchronises with the device."""
+
+    def attempt(self, make: Callable[[], object], *, keep_going: bool) -> Mapping[str, Any] | None:
+        """Makes one item. None, or how it failed (the fields of `Failure`) where the run goes on without it."""
 
 
 def make_batch(item: Item) -> Batch:
@@ -50,20 +59,23 @@ def make_batch(item: Item) -> Batch:
 
 
 def run_plan(plan_file: Path, notify: Progress, process_started: float, world: World) -> None:
-    """Runs this rank's share of the plan in `plan_file`; one rank leaves `perf.json` beside it, of a failed run too.
+    """Makes this rank's share of the items that `todo.json`, beside the plan, leaves to make.
+
+    One rank leaves `perf.json` there, of a failed run too.
 
     `notify(event, **values)` reports progress; `process_started` is a perf_counter reading.
     """
     plan = Plan.model_validate_json(plan_file.read_bytes())
     records = plan_file.parent
+    todo = Todo.model_validate_json((records / TODO_FILE).read_bytes())
     torch.set_num_threads(plan.threads)
-    recording = Recording(plan=plan, run_id=records.name, process_started=process_started, rank=world.rank)
+    recording = Recording(plan=plan, todo=todo, run_id=records.name, process_started=process_started, rank=world.rank)
     try:
         platform = current(plan.device)
         recording.platform = platform
         with joined(world, platform.name):
             assembled = _load(plan, platform, notify, recording)
-            _run_items(plan, world.share(plan.items), assembled, platform, notify, recording)
+            _run_items(plan, todo, world.share(todo.positions()), assembled, notify, recording)
             leave_measurements(recording, world)
             barrier(world)
         gather_measurements(recording, world)
@@ -98,39 +110,73 @@ def _load(plan: Plan, platform: Platform, notify: Progress, recording: Recording
 
 
 def _run_items(
-    plan: Plan,
-    items: Sequence[Item],
-    assembled: Assembled,
-    platform: Platform,
-    notify: Progress,
-    recording: Recording,
+    plan: Plan, todo: Todo, positions: Sequence[int], assembled: Assembled, notify: Progress, recording: Recording
 ) -> None:
-    timer = Timer(platform)
+    assert recording.platform is not None
+    timer = Timer(recording.platform)
     ctx = Context(assembled.components, timer, notify)
-    for number in range(plan.warmup if items else 0):
-        _forward(plan, items[0], assembled, ctx, phase="warmup", repeat=number)
+    for number in range(plan.warmup if positions else 0):
+        warm_up = partial(_forward, plan, positions[0], assembled, ctx, phase="warmup", repeat=number)
+        if not _attempt(warm_up, plan, notify, recording):
+            break
         recording.warmup_ms.append(timer.timings.total)
     recording.cold_start_ms = (time.perf_counter() - recording.process_started) * 1e3
+    if plan.repeats == 1:  # else every sample pays for its own encoding, or repeats would not measure the same
+        ctx = replace(ctx, encodings=_encodings(plan, positions, assembled.config))
     for repeat in range(plan.repeats):
-        for item in items:
-            batch = _forward(plan, item, assembled, ctx, phase="sample", repeat=repeat)
-            notify("save_started", stage="save")
-            start = time.perf_counter()
-            # every repeat makes the same picture: it is written once
-            saved = save_item(plan, item, batch.pixels[0], recording.run_id) if repeat == 0 else []
-            recording.add(item, repeat, timer.timings, saved, (time.perf_counter() - start) * 1e3)
-            for file in saved:
-                notify("output", path=str(file.path), sha256=file.sha256)
-            notify("item_finished", item=item.index, total_ms=timer.timings.total)
+        failed = {failure.item for failure in recording.failed_items}
+        for position in [position for position in positions if position not in failed]:
+            make = partial(_run_item, plan, todo, position, assembled, ctx, recording, repeat=repeat)
+            _attempt(make, plan, notify, recording)
 
 
-def _forward(plan: Plan, item: Item, assembled: Assembled, ctx: Context, *, phase: str, repeat: int) -> Batch:
+def _attempt(make: Callable[[], object], plan: Plan, notify: Progress, recording: Recording) -> bool:
+    """Whether it succeeded; a failure that does not end the run is recorded."""
+    failure = notify.attempt(make, keep_going=plan.keep_going)
+    if failure is not None:
+        recording.failed_items.append(Failure(**failure))
+    return failure is None
+
+
+def _encodings(plan: Plan, positions: Sequence[int], config: PipelineConfig) -> Encodings:
+    """Room for the text encodings that several of these items need."""
+    batches = [make_batch(plan.items[position]) for position in positions]
+    return Encodings(encoding_key(config, batch, text) for batch in batches for text in texts_to_encode(config, batch))
+
+
+def _run_item(
+    plan: Plan, todo: Todo, position: int, assembled: Assembled, ctx: Context, recording: Recording, *, repeat: int
+) -> None:
+    """One sample of one item; its file is written by the first, as every repeat makes the same."""
+    if ctx.encodings is not None:
+        ctx.encodings.start_item()
+    batch = _forward(plan, position, assembled, ctx, phase="sample", repeat=repeat)
+    reused = ctx.encodings.reused if ctx.encodings is not None else []
+    ctx.notify("save_started", stage="save")
+    start = time.perf_counter()
+    saved = _save(plan, todo, position, batch) if repeat == 0 else []
+    save_ms = (time.perf_counter() - start) * 1e3
+    recording.add(position, repeat, ctx.timer.timings, saved, save_ms=save_ms, reused=reused)
+    for file in saved:
+        ctx.notify("output", path=str(file.path), sha256=file.sha256, size=file.size)
+    ctx.notify("item_finished", item=position, total_ms=ctx.timer.timings.total)
+
+
+def _save(plan: Plan, todo: Todo, position: int, batch: Batch) -> list[Saved]:
+    task = todo.tasks[position]
+    path = Path(plan.output.dir) / task.name
+    return save_item(plan, plan.items[position], batch.pixels[0], path, replace=task.replace)
+
+
+def _forward(plan: Plan, position: int, assembled: Assembled, ctx: Context, *, phase: str, repeat: int) -> Batch:
+    item = plan.items[position]
     batch = make_batch(item)
     ctx.notify(
         "item_started",
-        item=item.index,
+        item=position,
         items=len(plan.items),
         id=item.id,
+        output=item.output,
         prompt=item.prompt,
         seed=item.seed,
         phase=phase,

@@ -1,5 +1,6 @@
 """Writing a file whole or not at all."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -44,6 +45,29 @@ def write_temporary(path: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise output_error(path, error) from error
     return temporary
+
+
+def remove_temporaries(folder: Path, *, since: Path) -> None:
+    """Removes half-written files below `folder` whose writer is dead.
+
+    Not those older than the file `since`: another run's, perhaps of another machine, where its process lives.
+    """
+    with contextlib.suppress(OSError):  # a folder that vanished holds none
+        start = since.stat().st_mtime_ns
+        for path in folder.rglob(f".*{TEMPORARY}"):
+            if path.stat().st_mtime_ns >= start and not _writer_lives(path):
+                path.unlink(missing_ok=True)
+
+
+def _writer_lives(temporary: Path) -> bool:
+    pid = temporary.name.removesuffix(TEMPORARY).rpartition(".")[2]
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -35,13 +35,27 @@ class Events:
             self.stage = values.get("stage", event.partition("_")[0])
         elif event in ("stage_finished", "loaded", "output"):
             self.stage = None
-        elif event == "item_finished":
-            self.item = self.item_id = None
+        elif event in ("item_finished", "item_failed"):
+            self.item = self.item_id = self.stage = None
         if self.stream is not None:
             item = {} if self.item is None or "item" in values else {"item": self.item}
             rank = {} if self.world.folder is None else {"rank": self.world.rank}
             self.stream.write(json.dumps({"event": event, **values, **item, **rank}) + "\n")
             self.stream.flush()
+
+    def attempt(self, make: Callable[[], object], *, keep_going: bool) -> Mapping[str, Any] | None:
+        """Makes one item. Where `keep_going` allows it, a failure is reported as an event and returned."""
+        try:
+            make()
+        except Exception as error:
+            if not keep_going or ends_the_run(error):
+                raise
+            values = {**describe(error), "stage": self.stage, "item": self.item}
+            text = "".join(traceback.format_exception(error))
+            sys.stderr.write(text)  # to the log
+            self("item_failed", item_id=self.item_id, hint=getattr(error, "hint", None), traceback=text, **values)
+            return values
+        return None
 
     def failed(self, error: BaseException, exit_code: int, hint: str | None) -> None:
         """The last event of a run that failed: what, where, and the traceback."""
@@ -49,9 +63,26 @@ class Events:
         many = {} if self.world.folder is None else {"time": time.time(), "lost_peer": is_lost_peer(error)}
         # to the log, where the words of the rank that is gone should stay the last
         sys.stderr.write("another rank is gone\n" if many.get("lost_peer") else text)
-        kind, message = type(error).__name__, getattr(error, "message", None) or str(error) or type(error).__name__
         place = {"stage": self.stage, "item": self.item, "item_id": self.item_id}
-        self("error", kind=kind, exit_code=exit_code, message=message, hint=hint, traceback=text, **place, **many)
+        self("error", exit_code=exit_code, hint=hint, traceback=text, **describe(error), **place, **many)
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    kind = type(error).__name__
+    return {"kind": kind, "message": getattr(error, "message", None) or str(error) or kind}
+
+
+def ends_the_run(error: Exception) -> bool:
+    """Whether every other item would fail alike: the weights, the plan, the storage or the device is at fault.
+
+    Memory is not: the next item may be smaller.
+    """
+    import torch
+
+    from difftool.errors import CompositionError, OutputError, PlanError, WeightsError
+
+    kinds = WeightsError | PlanError | CompositionError | OutputError | torch.AcceleratorError
+    return isinstance(error, kinds) or is_lost_peer(error)
 
 
 def run(plan_file: Path, events: Events) -> int:

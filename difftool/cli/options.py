@@ -20,6 +20,7 @@ class RecipeArguments:
     output: str | None
     save_output: bool
     return_frames: bool
+    keep_going: bool
     sets: tuple[str, ...]
     flags: Mapping[str, Any]
 
@@ -59,10 +60,18 @@ RUN_PARAMETERS: dict[str, Any] = {
     "return_frames": Annotated[
         bool, typer.Option("--return-frames", help="write the raw pixels as .npz too", rich_help_panel="run")
     ],
+    "keep_going": Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-going/--fail-fast", help="make the other items after one has failed", rich_help_panel="run"
+        ),
+    ],
 }
 
 
-def recipe_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+def recipe_command(
+    app: typer.Typer, name: str, function: Callable[..., None], *, kind: type[PanelCommand] = PanelCommand
+) -> None:
     """Adds `function(arguments: RecipeArguments, *, own options…)` to `app` as a command with the recipe's flags."""
     own = list(inspect.signature(function).parameters.values())[1:]
     flags = {_parameter_name(flag): flag for flag in FLAGS}
@@ -74,6 +83,7 @@ def recipe_command(app: typer.Typer, name: str, function: Callable[..., None]) -
             output=given["output"],
             save_output=given["save_output"] is not False,
             return_frames=given["return_frames"],
+            keep_going=bool(given["keep_going"]),
             sets=tuple(given["sets"] or ()),
             flags={flag.names[0]: given[key] for key, flag in flags.items() if given[key] is not None},
         )
@@ -84,7 +94,7 @@ def recipe_command(app: typer.Typer, name: str, function: Callable[..., None]) -
     parameters = [*(_keyword(key, annotation) for key, annotation in annotations.items()), *own]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name, cls=PanelCommand, help=function.__doc__)(command)
+    app.command(name, cls=kind, help=function.__doc__)(command)
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ from difftool.cli.sglang import cache_variables_warning
 from difftool.cli.usage import UsageError
 from difftool.errors import OutputError, Problem, RecipeError
 from difftool.launch.records import PERF_FILE
-from difftool.planning.make import RunOptions, make_plan
+from difftool.launch.resume import check_same_work, find_run, recorded_plan
+from difftool.planning.make import RunOptions, make_plan, output_folder
 from difftool.planning.plan import Plan
 from difftool.recipe.flags import flag_overrides, parse_set
 from difftool.recipe.load import load_recipe
@@ -18,17 +20,31 @@ from difftool.report.perf import read_perf, write_perf
 
 if TYPE_CHECKING:
     from difftool.recipe.flags import Override
+    from difftool.recipe.load import Loaded
 
 MEDIA_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npz", ".mp4", ".gif", ".wav")
 
 
 def plan_for(arguments: RecipeArguments) -> Plan:
     """The plan of what the command line asks for. Raises RecipeError with every problem of the recipe."""
+    return make_plan(_load(arguments), run=run_options(arguments))
+
+
+def plan_to_resume(arguments: RecipeArguments, run_id: str | None) -> tuple[Plan, Path]:
+    """The same, for a run that did not end, and its records. Raises RecipeError where that run made something else."""
+    loaded, options = _load(arguments), run_options(arguments)
+    records = find_run(Path(output_folder(loaded.recipe.output.dir, options)), run_id)
+    recorded = recorded_plan(records)
+    plan = make_plan(loaded, run=replace(options, recorded=recorded))
+    check_same_work(plan, recorded, records.name)
+    return plan, records
+
+
+def _load(arguments: RecipeArguments) -> "Loaded":
     warning = cache_variables_warning(os.environ)
     if warning:
         print(warning, file=sys.stderr)
-    loaded = load_recipe(chosen_recipe(arguments), read_overrides(arguments))
-    return make_plan(loaded, run=run_options(arguments))
+    return load_recipe(chosen_recipe(arguments), read_overrides(arguments))
 
 
 def chosen_recipe(arguments: RecipeArguments) -> str:
@@ -70,6 +86,7 @@ def run_options(arguments: RecipeArguments) -> RunOptions:
         output_dir=None if is_file else output,
         save_output=arguments.save_output,
         return_frames=arguments.return_frames,
+        keep_going=arguments.keep_going,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from difftool.launch.events import (
     ComponentLoaded,
     Event,
+    ItemFailed,
     ItemFinished,
     ItemStarted,
     Loaded,
@@ -124,6 +125,9 @@ class PlainLines(Quiet):
             warmup = "warm-up " if event.phase == "warmup" else ""
             prefix = self._prefixes[event.rank] = f"[{event.item + 1}/{event.items}] {warmup}"
             self._say(f"{prefix}{event.id}, seed {event.seed}: {one_line(event.prompt)}")
+        elif isinstance(event, ItemFailed):
+            prefix = self._prefixes.get(event.rank, "")
+            self._say(f"{prefix}{event.item_id} failed: {event.kind}: {one_line(event.message)}")
         elif isinstance(event, StageStarted | SaveStarted | Step | StageFinished):
             self._take_stage(event, self._prefixes.get(event.rank, ""))
         super().take(event)
@@ -181,6 +185,7 @@ class LiveBars:
         self._stage = self._bars.add_task("starts the worker", total=None)
         self._media: list[str] = []
         self._done: set[int] = set()  # items of this repeat
+        self._kept: set[int] = set()  # items of an earlier start
         self._round: tuple[str, int] | None = None
 
     def __enter__(self) -> "Listener":
@@ -197,10 +202,12 @@ class LiveBars:
     def take(self, event: Event) -> None:
         if isinstance(event, Output):
             self._media.append(event.path)
-        elif isinstance(event, ItemFinished):
+            if event.kept:
+                self._kept.add(event.item)
+        elif isinstance(event, ItemFinished | ItemFailed):
             self._done.add(event.item)
             if self._items is not None:
-                self._bars.update(self._items, completed=len(self._done))
+                self._bars.update(self._items, completed=len(self._done | self._kept))
         elif speaks_for_all(event):
             self._take_first(event)
 
@@ -228,7 +235,7 @@ class LiveBars:
             self._round, self._done = (event.phase, event.sample), set()
         if self._items is None:
             self._items = self._bars.add_task(words, total=event.items)
-        self._bars.update(self._items, description=words, completed=len(self._done))
+        self._bars.update(self._items, description=words, completed=len(self._done | self._kept))
 
 
 def speaks_for_all(event: Event) -> bool:

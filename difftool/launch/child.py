@@ -35,8 +35,9 @@ class Child:
         log: Path,
         environment: Mapping[str, str],
         hurry: Callable[[], bool] = lambda: False,
+        holds: Sequence[int] = (),
     ):
-        """`hurry()` true cuts every wait for the worker's end short."""
+        """`hurry()` true cuts every wait for the worker's end short; `holds` are descriptors that it keeps open."""
         self.rank: int | None = None  # of many, the one that failed
         self._hurry = hurry
         self._pending = b""
@@ -49,7 +50,7 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[writer],
+                    pass_fds=[writer, *holds],
                     env=dict(environment),
                     start_new_session=True,
                 )

@@ -47,12 +47,15 @@ class Loaded(_Event):
 
 
 class ItemStarted(_Event):
-    """One item begins. `item` counts from 0 up to `items`; `sample` counts the repeats of one item."""
+    """One item begins. `item` is its position among the run's `items`, `output` counts the outputs of its prompt,
+    `sample` the repeats.
+    """
 
     event: Literal["item_started"] = "item_started"
     item: int = Field(ge=0)
     items: int = Field(ge=1)
     id: str
+    output: int = Field(ge=0)
     prompt: str
     seed: int
     phase: Literal["warmup", "sample"]
@@ -95,12 +98,14 @@ class SaveStarted(_Event):
 
 
 class Output(_Event):
-    """A media file has its final name and its final bytes."""
+    """A media file has its final name and its final bytes, `size` of them. `kept`: an earlier start made it."""
 
     event: Literal["output"] = "output"
     item: int = Field(ge=0)
     path: str
     sha256: str
+    size: int = Field(ge=0)
+    kept: bool = False
 
 
 class ItemFinished(_Event):
@@ -109,6 +114,19 @@ class ItemFinished(_Event):
     event: Literal["item_finished"] = "item_finished"
     item: int = Field(ge=0)
     total_ms: float = Field(ge=0)
+
+
+class ItemFailed(_Event):
+    """One item failed and, under `--keep-going`, the next one begins."""
+
+    event: Literal["item_failed"] = "item_failed"
+    item: int = Field(ge=0)
+    item_id: str
+    kind: str
+    message: str
+    hint: str | None = None
+    stage: str | None = None
+    traceback: str
 
 
 class Perf(_Event):
@@ -162,6 +180,7 @@ Event = Annotated[
     | SaveStarted
     | Output
     | ItemFinished
+    | ItemFailed
     | Perf
     | Heartbeat
     | Error

@@ -1,14 +1,16 @@
 """How a run that failed is told: every cause becomes one `Error` event, and every event one class of the error tree."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
-from difftool.errors import DifftoolError, Interrupted, OutOfMemoryError
-from difftool.launch.events import Error
+from difftool.errors import DifftoolError, Interrupted, ItemsFailed, OutOfMemoryError
+from difftool.launch.events import Error, ItemFailed
 from difftool.launch.log import tail
 from difftool.launch.state import RunState
 
 LOG_LINES = 20  # of the worker's log kept with a crash
+SHOWN_ITEMS = 10  # of those that failed
 TRACEBACK_LINES = 12  # of an internal error's traceback that are shown
 
 
@@ -48,6 +50,14 @@ def failure(event: Error, log: Path) -> DifftoolError:
         error = known(event.message + _where(event), hint=event.hint)
     error.__cause__ = WorkerReport(event)
     return error
+
+
+def items_failed(failed: Sequence[ItemFailed], items: int, log: Path) -> ItemsFailed:
+    """The error of a run that went on after items had failed."""
+    lines = [f"{item.item_id}: {item.kind}: {item.message}" for item in sorted(failed, key=lambda item: item.item)]
+    more = [f"and {len(lines) - SHOWN_ITEMS} more"] if len(lines) > SHOWN_ITEMS else []
+    message = f"{len(lines)} of {items} items failed" + _quoted("\n".join([*lines[:SHOWN_ITEMS], *more]))
+    return ItemsFailed(message, hint=f"--resume makes them again; their tracebacks are in {log}")
 
 
 def crash_event(state: RunState, status: int, log: Path) -> Error:

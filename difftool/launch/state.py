@@ -7,6 +7,7 @@ from difftool.launch.events import (
     Error,
     Event,
     Finished,
+    ItemFailed,
     ItemStarted,
     Loaded,
     LoadStarted,
@@ -37,6 +38,7 @@ class RunState:
     stage: str | None = None
     step: Step | None = None
     media: list[Media] = field(default_factory=list)
+    failed: list[ItemFailed] = field(default_factory=list)
     perf: Path | None = None
     error: Error | None = None
     finished: bool = False
@@ -56,6 +58,8 @@ class RunState:
             self.step = event
         elif isinstance(event, Output):
             self.media.append(Media(event.item, Path(event.path), event.sha256))
+        elif isinstance(event, ItemFailed):
+            self.failed.append(event)
         elif isinstance(event, Perf):
             self.perf = Path(event.path)
         elif isinstance(event, Error):

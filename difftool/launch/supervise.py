@@ -1,6 +1,5 @@
 """Runs a plan: starts the worker, follows its events, and turns every way it can end into a result or one error."""
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -8,22 +7,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from difftool.files import TEMPORARY
+from difftool.files import remove_temporaries
 from difftool.launch.child import GRACE_S, WORKER, Child
 from difftool.launch.environment import worker_environment
-from difftool.launch.events import Error, Event, parse_event
-from difftool.launch.failure import crash_event, failure, interrupt_event, protocol_event, stall_event
+from difftool.launch.events import Error, Event, Output, parse_event
+from difftool.launch.failure import crash_event, failure, interrupt_event, items_failed, protocol_event, stall_event
+from difftool.launch.journal import Journal
 from difftool.launch.log import LogEcho, size, tail
 from difftool.launch.ranks import RankGroup
-from difftool.launch.records import LOG_FILE, PLAN_FILE
+from difftool.launch.records import LOG_FILE, PLAN_FILE, read_todo
 from difftool.launch.signals import SignalWatch
 from difftool.launch.state import Media, RunState
 from difftool.planning.plan import Plan
+from difftool.planning.todo import Todo
 
 TICK_S = 0.2  # how soon a signal or a death is noticed
 STACKS_S = 2.0  # how long a stalled worker has to write its stacks
 STACK_LINES = 80
-LEFTOVERS = f".*{TEMPORARY}"  # what a worker that was killed was writing
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,48 @@ def run(
     verbose: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> RunResult:
-    """Runs `records/plan.json`, which is `plan`, in a worker process; writes only `records/worker.log`.
+    """Makes what `records/todo.json` leaves to make of `plan`, in a worker process; keeps the journal and the log.
 
-    `on_event` gets every event but `error`, which is raised as the class it names. `verbose` copies the log to stderr.
-    Raises what the worker reports, WorkerCrashed, Stalled, Interrupted (Terminated for SIGTERM), OutputError.
+    `on_event` gets every event but `error`, which is raised as the class it names; the outputs of earlier starts come
+    first. `verbose` copies the log to stderr. Raises what the worker reports, WorkerCrashed, Stalled, Interrupted
+    (Terminated for SIGTERM), OutputError, ItemsFailed once the others are done, RecipeError for a run that goes on.
     """
-    log = records / LOG_FILE
-    watch = SignalWatch()
-    follower = _Follower(on_event, LogEcho(log) if verbose else None)
+    log, todo = records / LOG_FILE, read_todo(records)
+    with Journal(records, plan) as journal:
+        follower = _Follower(on_event, journal, LogEcho(log) if verbose else None)
+        follower.tell_kept(plan, todo)
+        if todo.positions():
+            _run_worker(plan, records, worker, follower, journal)
     state = follower.state
-    ranks = plan.degrees.num_gpus
-    start = Child if ranks == 1 else partial(RankGroup, ranks=ranks)
+    if state.failed:
+        raise items_failed(state.failed, len(plan.items), log)
+    return RunResult(tuple(state.media), state.perf, log)
+
+
+def _run_worker(plan: Plan, records: Path, worker: Sequence[str], follower: "_Follower", journal: Journal) -> None:
+    """Starts a worker and follows it to its end."""
+    log, watch = records / LOG_FILE, SignalWatch()
     environment = worker_environment(os.environ, threads=plan.threads, offline=plan.model.builtin)
+    ranks = plan.degrees.num_gpus
+    start = partial(Child, holds=[journal.descriptor]) if ranks == 1 else partial(RankGroup, ranks=ranks)
     try:
         with watch, start(worker, records / PLAN_FILE, log=log, environment=environment, hurry=watch.again) as child:
             lost = _follow(child, follower, watch, stall_timeout_s=plan.stall_timeout_s, log=log)
     finally:
         follower.copy_log()
-        if not state.finished:
-            _remove_leftovers(Path(plan.output.dir), since=records / PLAN_FILE)
+        if not follower.state.finished:
+            remove_temporaries(Path(plan.output.dir), since=records / PLAN_FILE)
     if lost:
         raise failure(lost, log)
-    return RunResult(tuple(state.media), state.perf, log)
 
 
 class _Follower:
-    """Takes in what the worker says: its events and, where asked for, its log."""
+    """Takes in what the worker says: its events, which go to the journal first, and, where asked for, its log."""
 
-    def __init__(self, on_event: Callable[[Event], None], echo: LogEcho | None):
+    def __init__(self, on_event: Callable[[Event], None], journal: Journal, echo: LogEcho | None):
         self.state = RunState()
         self._ranks: dict[int, RunState] = {}
+        self._journal = journal
         self._on_event = on_event
         self._echo = echo
 
@@ -80,7 +92,17 @@ class _Follower:
         """What one rank of many has said; without a rank, all of it."""
         return self.state if rank is None else self._ranks.setdefault(rank, RunState(rank))
 
+    def tell_kept(self, plan: Plan, todo: Todo) -> None:
+        """The outputs that an earlier start left, for whoever wants all of the run's."""
+        for position, task in enumerate(todo.tasks):
+            for file in () if task.make else self._journal.entries[position].outputs:
+                path = str(Path(plan.output.dir) / file.path)
+                kept = Output(item=position, path=path, sha256=file.sha256, size=file.size, kept=True)
+                self.state.apply(kept)
+                self._on_event(kept)
+
     def take(self, event: Event) -> None:
+        self._journal.take(event)
         self.state.apply(event)
         if event.rank is not None:
             self.of_rank(event.rank).apply(event)
@@ -126,12 +148,3 @@ def _stacks(child: Child | RankGroup, log: Path) -> str:
     child.ask_for_stacks()
     child.wait(STACKS_S)
     return tail(log, STACK_LINES, start=start)
-
-
-def _remove_leftovers(folder: Path, *, since: Path) -> None:
-    """Half-written files younger than `since`; older ones belong to another run, and may still be growing."""
-    with contextlib.suppress(OSError):  # a folder that vanished holds none
-        start = since.stat().st_mtime_ns
-        for path in folder.rglob(LEFTOVERS):
-            if path.stat().st_mtime_ns >= start:
-                path.unlink(missing_ok=True)

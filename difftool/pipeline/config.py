@@ -19,12 +19,14 @@ from difftool.pipeline.batch import Batch, Branch
 class PipelineConfig(ABC):
     """The family's part of a run. Methods take the loaded components; the loop and the decode belong to the engine.
 
-    `holder` is the diffusers class whose helper methods are used; `roles` names the modules of each stage role.
+    `holder` is the diffusers class whose helper methods are used; `roles` names the modules of each stage role;
+    `encoding_inputs` are the batch fields that `encode_prompt` reads besides the text it encodes.
     """
 
     facts: ClassVar[FamilyFacts]
     holder: ClassVar[str]
     roles: ClassVar[dict[str, tuple[str, ...]]]
+    encoding_inputs: ClassVar[tuple[str, ...]] = ("max_sequence_length", "extra")
 
     @abstractmethod
     def stages(self) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from difftool.components.loaded import Components
 from difftool.pipeline.batch import Batch
+from difftool.pipeline.encodings import Encodings
 from difftool.profiling.timers import Timer
 
 if TYPE_CHECKING:
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use besides the batch. `notify(event, **values)` reports progress and never synchronises."""
+    """What a stage may use besides the batch. `notify(event, **values)` reports progress and never synchronises.
+
+    `encodings` are those of earlier items; None where every sample must pay for its own.
+    """
 
     components: Components
     timer: Timer
     notify: Callable[..., None]
+    encodings: Encodings | None = None
 
     @property
     def device(self):

@@ -25,12 +25,14 @@ class Items:
 def make_items(sampling: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> Items:
     """`sampling` is the recipe's section; `entries` are mappings that each hold a prompt and what differs for it.
 
-    Item i, output j gets seed + i * num_outputs_per_prompt + j; an entry with a seed of its own counts from that.
+    An item's seed is the recipe's plus the number of outputs before it (item i, output j of equally many outputs:
+    seed + i * num_outputs_per_prompt + j); an entry with a seed of its own counts from that.
     """
     given = _given(sampling)
     shared = resolve_sampling(given, checkpoint)
     problems = list(check_sampling(given, shared.values, checkpoint))
     items: list[Item] = []
+    before = 0
     for index, entry in enumerate(entries):
         own = {**given, **_given(entry)}
         values = resolve_sampling(own, checkpoint).values
@@ -38,7 +40,8 @@ def make_items(sampling: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
             found = check_sampling(own, values, checkpoint)
             problems += [Problem(p.key, f"prompt {entry.get('id', index)}: {p.message}") for p in found]
         outputs = entry.get("num_outputs_per_prompt", sampling["num_outputs_per_prompt"])
-        first = draw(entry["seed"]) if "seed" in entry else sampling["seed"] + index * outputs
+        first = entry["seed"] if "seed" in entry else sampling["seed"] + before
+        before += outputs
         items += [
             Item(
                 index=index,
@@ -53,9 +56,22 @@ def make_items(sampling: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
     return Items(tuple(items), shared, tuple(dict.fromkeys(problems)))
 
 
-def draw(seed: int | str) -> int:
-    """The seed itself, or a fresh one for `random`."""
-    return secrets.randbelow(2**31) if seed == "random" else int(seed)
+def draw(seed: int | str, recorded: int | None = None) -> int:
+    """The seed itself; for `random` the one that was drawn before, or a fresh one."""
+    if seed != "random":
+        return int(seed)
+    return secrets.randbelow(2**31) if recorded is None else recorded
+
+
+def draw_seeds(
+    entries: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]]
+) -> Sequence[Mapping[str, Any]]:
+    """The entries with every `random` seed drawn, or taken from the `recorded` entry at the same place."""
+    before = [entry.get("seed") for entry in recorded] + [None] * len(entries)
+    return [
+        {**entry, "seed": draw(entry["seed"], seed)} if "seed" in entry else entry
+        for entry, seed in zip(entries, before, strict=False)
+    ]
 
 
 def _given(section: Mapping[str, Any]) -> dict[str, Any]:

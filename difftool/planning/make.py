@@ -13,7 +13,7 @@ from difftool.planning.availability import check_available, check_degrees
 from difftool.planning.checkpoint import Checkpoint, find_checkpoint
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
-from difftool.planning.items import Items, draw, make_items
+from difftool.planning.items import Items, draw, draw_seeds, make_items
 from difftool.planning.plan import GIF_MAX_FPS, Choice, Degrees, Item, OutputPlan, Plan
 from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.load import Loaded
@@ -33,12 +33,16 @@ WITH_QUALITY = ("jpg", "webp", "mp4")  # formats that lose something
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line decides besides the recipe: `-o FILE` or `-o FOLDER/`, and whether to write media."""
+    """What the command line decides besides the recipe: `-o FILE` or `-o FOLDER/`, whether to write media, and whether
+    to go on after an item has failed. `recorded` is the plan of the run that is taken up: its drawn seeds are kept.
+    """
 
     output_file: Path | None = None
     output_dir: str | None = None
     save_output: bool = True
     return_frames: bool = False
+    keep_going: bool = False
+    recorded: Plan | None = None
 
 
 def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
@@ -49,8 +53,9 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         checkpoint = find_checkpoint(recipe["model"]["path"], recipe["model"]["id"], recipe["model"]["revision"])
     except RecipeError as error:
         raise _located([*problems, *error.problems], loaded) from None
-    recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"])
-    entries = _entries(recipe["sampling"], loaded)
+    drawn = run.recorded.recipe["sampling"] if run.recorded is not None else {}
+    recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"], drawn.get("seed"))
+    entries = draw_seeds(_entries(recipe["sampling"], loaded), drawn.get("prompts") or ())
     items = make_items(recipe["sampling"], entries, checkpoint)
     problems += items.problems
     if not items.items:
@@ -148,7 +153,7 @@ def _resolved(
     """The recipe with every null and `auto` filled that planning decides; it makes the same plan again."""
     values = {key: value for key, value in items.shared.values.items() if key not in ("scheduler", "extra")}
     sampling = {**recipe["sampling"], **values}
-    if isinstance(sampling["prompts"], Mapping):  # a file: what it held is part of the recipe
+    if sampling["prompts"] is not None:  # what a file held, and the seeds that were drawn, are part of the recipe
         sampling["prompts"] = [dict(entry) for entry in entries]
     parallel = {**degrees.model_dump(), "sp": degrees.ulysses * degrees.ring}
     perf = {**recipe["perf"], "warmup": _warmup(recipe["perf"])}
@@ -201,6 +206,7 @@ def _plan(
         stages=resolved["stages"],
         items=items.items,
         output=_output(resolved["output"], run, _makes(checkpoint)),
+        keep_going=run.keep_going,
         warmup=perf["warmup"],
         repeats=perf["repeats"],
         tag=perf["tag"],
@@ -223,13 +229,18 @@ def _threads(asked: int | str, checkpoint: Checkpoint) -> int:
     return min(MAX_AUTO_THREADS, usable)
 
 
+def output_folder(folder: str, run: RunOptions) -> str:
+    """Where media go: `output.dir`, unless `-o` says otherwise."""
+    if run.output_file is not None:
+        folder = str(run.output_file.parent)
+    return os.path.abspath(os.path.expanduser(run.output_dir or folder))
+
+
 def _output(output: Mapping[str, Any], run: RunOptions, made: str) -> OutputPlan:
-    file, folder = run.output_file, run.output_dir or output["dir"]
-    if file is not None:
-        folder = str(file.parent)
+    file = run.output_file
     kind = _format(output, run, made)
     return OutputPlan(
-        dir=os.path.abspath(os.path.expanduser(folder)),
+        dir=output_folder(output["dir"], run),
         file=None if file is None else file.name,
         name=output["name"],
         format=kind,

@@ -87,6 +87,7 @@ class Plan(Frozen):
     stages: Mapping[str, Mapping[str, Any]]
     items: tuple[Item, ...]
     output: OutputPlan
+    keep_going: bool  # an item that fails does not end the run
     warmup: int
     repeats: int
     tag: str | None

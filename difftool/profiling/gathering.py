@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from difftool.files import write_atomic
 from difftool.parallel.world import World
 from difftool.profiling.recording import Recording, rank_info
-from difftool.report.perf import RankInfo, Sample
+from difftool.report.perf import Failure, RankInfo, Sample
 
 
 class Measured(BaseModel):
@@ -17,12 +17,13 @@ class Measured(BaseModel):
 
     rank: RankInfo
     samples: list[Sample]
+    failed_items: list[Failure]
 
 
 def leave_measurements(recording: Recording, world: World) -> None:
     """Writes this rank's samples for the first one; call it before the barrier."""
     if not world.first:
-        part = Measured(rank=rank_info(recording), samples=recording.samples)
+        part = Measured(rank=rank_info(recording), samples=recording.samples, failed_items=recording.failed_items)
         write_atomic(_part(world, world.rank), part.model_dump_json().encode())
 
 
@@ -38,6 +39,7 @@ def gather_measurements(recording: Recording, world: World) -> None:
         part = Measured.model_validate_json(_part(world, rank).read_bytes())
         recording.ranks.append(part.rank)
         recording.samples += part.samples
+        recording.failed_items += part.failed_items
     recording.samples.sort(key=lambda sample: (sample.repeat, sample.item))
 
 

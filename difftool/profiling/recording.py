@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from difftool.planning.plan import Item, Plan
+from difftool.planning.plan import Plan
+from difftool.planning.todo import Todo
 from difftool.platforms import Platform
 from difftool.profiling.environment import commit_hash, describe_environment
 from difftool.profiling.timers import Timings
@@ -40,6 +41,7 @@ class Recording:
     """Fills up while the run goes on; `build_dump` reads it at the end, or where the run failed."""
 
     plan: Plan
+    todo: Todo
     run_id: str
     process_started: float
     platform: Platform | None = None
@@ -50,10 +52,21 @@ class Recording:
     samples: list[Sample] = field(default_factory=list)
     rank: int = 0
     ranks: list[RankInfo] = field(default_factory=list)  # once gathered
+    failed_items: list[Failure] = field(default_factory=list)
     failure: Failure | None = None
 
-    def add(self, item: Item, repeat: int, timings: Timings, saved: "Sequence[Saved]", save_ms: float) -> None:
-        """One finished item."""
+    def add(
+        self,
+        position: int,
+        repeat: int,
+        timings: Timings,
+        saved: "Sequence[Saved]",
+        *,
+        save_ms: float,
+        reused: Sequence[str] = (),
+    ) -> None:
+        """One finished item, by its position in the plan."""
+        item = self.plan.items[position]
         assert self.platform is not None
         peaks = {
             key: max((reading.get(key, 0.0) for reading in timings.memory.values()), default=0.0)
@@ -67,8 +80,9 @@ class Recording:
         ]
         self.samples.append(
             Sample(
-                item=item.index,
+                item=position,
                 id=item.id,
+                output=item.output,
                 repeat=repeat,
                 seed=item.seed,
                 total_ms=timings.total,
@@ -79,6 +93,7 @@ class Recording:
                 peak_memory_mb=peaks[PEAKS[self.platform.name]],
                 peak_host_memory_mb=peaks["peak_host_mb"],
                 outputs=outputs,
+                reused=reused,
             )
         )
 
@@ -90,10 +105,13 @@ def build_dump(recording: Recording) -> PerfDump:
     stages = chosen.stages_ms if chosen else {}
     total = chosen.total_ms if chosen else 0.0
     error_pct = accounting_error_pct(total, stages)
-    prompt = next(item.prompt for item in plan.items if chosen is None or item.index == chosen.item)
+    prompt = plan.items[chosen.item if chosen else 0].prompt
+    failed = len(recording.failed_items)
+    some_failed = Failure(kind="ItemsFailed", message=f"{failed} items failed", stage=None, item=None)
+    error = recording.failure or (some_failed if failed else None)
     return PerfDump(
         schema_="difftool.perf/v1",
-        status="failed" if recording.failure else "ok",
+        status="failed" if error else "ok",
         timestamp=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         request_id=recording.run_id,
         commit_hash=commit_hash(),
@@ -104,7 +122,13 @@ def build_dump(recording: Recording) -> PerfDump:
         memory_checkpoints=chosen.memory_checkpoints if chosen else {},
         meta={"prompt": prompt, "model": plan.model.name},
         stages_ms=stages,
-        run=RunInfo(id=recording.run_id, difftool=metadata.version("difftool"), world_size=plan.degrees.num_gpus),
+        run=RunInfo(
+            id=recording.run_id,
+            difftool=metadata.version("difftool"),
+            world_size=plan.degrees.num_gpus,
+            resumed_from=recording.todo.resumed_from,
+            kept_items=len(plan.items) - len(recording.todo.positions()),
+        ),
         recipe=RecipeInfo(
             name=plan.name,
             sha256=plan.recipe_sha256,
@@ -130,7 +154,8 @@ def build_dump(recording: Recording) -> PerfDump:
         ranks=ranks,
         effective={name: dict(outcome) for name, outcome in recording.effective.items()},
         warnings=_warnings(samples),
-        error=recording.failure,
+        error=error,
+        failed_items=recording.failed_items,
     )
 
 

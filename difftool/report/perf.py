@@ -46,10 +46,11 @@ class OutputRecord(Part):
 
 
 class Sample(Part):
-    """One item, run once."""
+    """One item, run once. `item` is its position in the run; `reused` the texts whose encoding an earlier item made."""
 
     item: int
     id: str
+    output: int = 0
     repeat: int
     seed: int
     total_ms: float = Field(ge=0)
@@ -60,6 +61,7 @@ class Sample(Part):
     peak_memory_mb: float = Field(ge=0)
     peak_host_memory_mb: float = Field(ge=0)
     outputs: list[OutputRecord]
+    reused: list[Literal["prompt", "negative_prompt"]] = []
 
 
 class Summary(Part):
@@ -80,11 +82,15 @@ class Throughput(Part):
 
 
 class RunInfo(Part):
-    """Which run this was."""
+    """Which run this was. `resumed_from` is the run whose finished items, `kept_items` of them, were not made again:
+    the samples are those of this start alone.
+    """
 
     id: str
     difftool: str
     world_size: int
+    resumed_from: str | None = None
+    kept_items: int = 0
 
 
 class RecipeInfo(Part):
@@ -165,6 +171,7 @@ class PerfDump(Part):
     effective: dict[str, dict[str, Any]]
     warnings: list[Warn]
     error: Failure | None = None
+    failed_items: list[Failure] = []  # of a run that went on without them
 
     @model_validator(mode="after")
     def _is_sound(self) -> "PerfDump":

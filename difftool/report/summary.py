@@ -7,9 +7,16 @@ from difftool.report.perf import Sample, Summary
 
 
 def readings(samples: Sequence[Sample]) -> dict[str, list[float]]:
-    """Every metric of the one vocabulary that the samples hold, stages first, each with all its readings."""
+    """Every metric of the one vocabulary that the samples hold, stages first, each with all its readings.
+
+    A sample that used an earlier item's text encoding again is no reading of `text_encoding`.
+    """
     names = dict.fromkeys(name for sample in samples for name in sample.stages_ms)
     values = {name: [s.stages_ms[name] for s in samples if name in s.stages_ms] for name in names}
+    if "text_encoding" in values:
+        values["text_encoding"] = [
+            s.stages_ms["text_encoding"] for s in samples if "text_encoding" in s.stages_ms and not s.reused
+        ]
     values["step"] = [step.duration_ms for s in samples for step in s.denoise_steps_ms]
     values["save"] = [s.save_ms for s in samples if s.outputs]
     values["total"] = [s.total_ms for s in samples]

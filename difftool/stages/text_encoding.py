@@ -1,15 +1,32 @@
 """Prompts to embeddings."""
 
+import json
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from difftool.pipeline.batch import Batch
+from difftool.pipeline.config import PipelineConfig
+from difftool.pipeline.encodings import Key
 from difftool.pipeline.stage import Context, PipelineStage
+
+PROMPT, NEGATIVE = "prompt", "negative_prompt"
+
+
+def texts_to_encode(config: PipelineConfig, batch: Batch) -> tuple[str, ...]:
+    """The negative prompt only where a second branch will use it."""
+    return (PROMPT, NEGATIVE) if config.runs_negative_branch(batch) else (PROMPT,)
+
+
+def encoding_key(config: PipelineConfig, batch: Batch, text: str) -> Key:
+    """Equal for two requests exactly where all that the family's encoding of this text reads is equal."""
+    inputs = {name: getattr(batch, name) for name in (text, *config.encoding_inputs)}
+    return text, json.dumps(inputs, sort_keys=True)
 
 
 class TextEncodingStage(PipelineStage):
-    """Writes one tensor per text encoder; the negative prompt only where a second branch will use it."""
+    """Writes one tensor per text encoder for each text; one that an earlier item encoded is used again, if kept."""
 
     name = "text_encoding"
     reads = frozenset(("prompt",))
@@ -21,8 +38,13 @@ class TextEncodingStage(PipelineStage):
 
     @torch.no_grad()
     def forward(self, batch: Batch, ctx: Context) -> Batch:
-        positive = self.config.encode_prompt(ctx.components, batch, ctx.device, negative=False)
-        if not self.config.runs_negative_branch(batch):
-            return replace(batch, prompt_embeds=positive)
-        negative = self.config.encode_prompt(ctx.components, batch, ctx.device, negative=True)
-        return replace(batch, prompt_embeds=positive, negative_prompt_embeds=negative)
+        texts = texts_to_encode(self.config, batch)
+        return replace(batch, **{f"{text}_embeds": self._encode(batch, ctx, text) for text in texts})
+
+    def _encode(self, batch: Batch, ctx: Context, text: str) -> list[Tensor]:
+        def encode() -> list[Tensor]:
+            return self.config.encode_prompt(ctx.components, batch, ctx.device, negative=text == NEGATIVE)
+
+        if ctx.encodings is None:
+            return encode()
+        return ctx.encodings.get(encoding_key(self.config, batch, text), encode)

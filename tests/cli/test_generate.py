@@ -38,7 +38,14 @@ def test_a_run_prints_media_on_stdout_and_the_stages_on_stderr(difftool, worker,
         "total                     50.0\n"
         f"perf dump: {records()}/perf.json\n"
     )
-    assert sorted(path.name for path in records().iterdir()) == ["perf.json", "plan.json", "recipe.yaml", "worker.log"]
+    assert sorted(path.name for path in records().iterdir()) == [
+        "journal.jsonl",
+        "perf.json",
+        "plan.json",
+        "recipe.yaml",
+        "todo.json",
+        "worker.log",
+    ]
 
 
 def test_config_is_the_same_as_the_positional(difftool, worker, recipe):
@@ -213,3 +220,87 @@ def test_run_ids_of_records_are_times(difftool, worker, recipe):
     worker("succeed")
     difftool("generate", recipe, "-q")
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", records().name)
+
+
+def test_resume_makes_what_is_missing_and_names_all(difftool, worker, recipe):
+    worker("succeed")
+    difftool("generate", recipe)
+    Path("outputs/1.png").unlink()
+    answer = difftool("generate", recipe, "--resume")
+    assert (answer.code, answer.out) == (0, "outputs/0.png\noutputs/1.png\n")
+    assert answer.err.startswith(f"resumes {records().name}: 1 items are there, 1 to make\n")
+    assert "[2/2] 1, seed 8: a blue circle\n" in answer.err and "[1/2]" not in answer.err
+    assert {path.name for path in records().iterdir()} >= {"perf.1.json", "worker.1.log", "perf.json", "worker.log"}
+
+
+def test_resume_of_a_run_that_is_whole_starts_nothing(difftool, worker, recipe):
+    worker("succeed")
+    difftool("generate", recipe)
+    worker("bug")
+    answer = difftool("generate", "--resume", recipe, "-q")
+    assert answer == (answer.__class__)(0, "outputs/0.png\noutputs/1.png\n", "")
+
+
+@pytest.mark.parametrize("words", [["--resume", "{run}", "r.yaml"], ["r.yaml", "--resume={run}"]])
+def test_resume_takes_a_run_id(difftool, worker, recipe, words):
+    worker("succeed")
+    difftool("generate", recipe)
+    first = records().name
+    difftool("generate", recipe)
+    given = [word.format(run=first) for word in words]
+    assert f"resumes {first}: 2 items are there, 0 to make\n" in difftool("generate", *given).err
+
+
+def test_resume_without_a_run_is_refused(difftool, recipe):
+    answer = difftool("generate", recipe, "--resume")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == (
+        f"error: there is no run to resume in {Path.cwd()}/outputs\n"
+        "hint: leave --resume out to start one\n"
+        "1 error; nothing was launched\n"
+    )
+
+
+def test_resume_with_another_recipe_says_what_differs(difftool, worker, recipe):
+    worker("succeed")
+    difftool("generate", recipe)
+    answer = difftool("generate", recipe, "--resume", "--num-inference-steps", "3", "-s", "output.format=jpg")
+    assert answer.code == 2
+    assert answer.err.startswith(
+        f"error: this recipe is not that of run {records().name}\n"
+        "  | output.format is 'jpg', was 'png'\n"
+        "  | item 0: sampling.num_inference_steps is 3, was 20\n"
+        "  | item 1: sampling.num_inference_steps is 3, was 20\n"
+        "hint: resume with the same recipe and flags, or leave --resume out\n"
+    )
+
+
+def test_a_random_seed_is_the_drawn_one_when_a_run_is_resumed(difftool, worker):
+    Path("r.yaml").write_text(
+        "model: builtin:shapes-image\n"
+        "sampling: {prompts: [{prompt: a red circle, seed: random}, {prompt: a blue circle}], seed: random}\n"
+    )
+    worker("succeed")
+    difftool("generate", "r.yaml")
+    Path("outputs/0.png").unlink()
+    before = json.loads((records() / "plan.json").read_text())
+    assert difftool("generate", "r.yaml", "--resume").code == 0
+    after = json.loads((records() / "plan.json").read_text())
+    assert (after["items"], after["recipe"]["sampling"]) == (before["items"], before["recipe"]["sampling"])
+
+
+def test_items_that_failed_are_listed_at_the_end_with_exit_8(difftool, worker, recipe):
+    worker("fail-some")
+    answer = difftool("generate", recipe, "--keep-going")
+    assert (answer.code, answer.out) == (8, "outputs/1.png\n")
+    assert "[1/2] 0 failed: KeyError: 'rope'\n" in answer.err
+    assert answer.err.endswith(
+        "error: 1 of 2 items failed\n"
+        "  | 0: KeyError: 'rope'\n"
+        f"hint: --resume makes them again; their tracebacks are in {records().absolute()}/worker.log\n"
+    )
+
+
+def test_keep_going_is_part_of_the_plan_and_fail_fast_the_default(difftool, recipe):
+    plans = [difftool("plan", recipe, "--json", *words).out for words in ([], ["--keep-going"], ["--fail-fast"])]
+    assert [json.loads(plan)["keep_going"] for plan in plans] == [False, True, False]

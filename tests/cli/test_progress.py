@@ -21,7 +21,8 @@ from difftool.launch.events import (
 
 
 def item(phase="sample", number=0):
-    return ItemStarted(item=number, items=2, id="red", prompt="a red\ncircle", seed=7, phase=phase, sample=0, steps=2)
+    values = {"id": "red", "output": 0, "prompt": "a red\ncircle", "seed": 7, "sample": 0, "steps": 2}
+    return ItemStarted(item=number, items=2, phase=phase, **values)
 
 
 RUN = [
@@ -37,7 +38,7 @@ RUN = [
     Step(item=0, step=0, steps=2),
     Step(item=0, step=1, steps=2),
     StageFinished(item=0, stage="denoising", ms=40.0),
-    Output(item=0, path="/elsewhere/red.png", sha256="00"),
+    Output(item=0, path="/elsewhere/red.png", sha256="00", size=3),
     ItemFinished(item=0, total_ms=41.0),
 ]
 
@@ -81,7 +82,7 @@ def test_quiet_prints_only_media(capsys):
 
 def test_a_medium_below_the_current_folder_is_named_from_there(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    show(Quiet(), [Output(item=0, path=str(tmp_path / "outputs" / "red.png"), sha256="00")])
+    show(Quiet(), [Output(item=0, path=str(tmp_path / "outputs" / "red.png"), sha256="00", size=3)])
     assert capsys.readouterr().out == "outputs/red.png\n"
 
 

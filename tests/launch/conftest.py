@@ -1,5 +1,6 @@
 """A small plan, its records, and workers that end in every way."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def small_plan(folder: Path, **changes: Any) -> Plan:
             return_frames=False,
             save=True,
         ),
+        "keep_going": False,
         "warmup": 0,
         "repeats": 1,
         "tag": None,
@@ -57,7 +59,9 @@ def small_plan(folder: Path, **changes: Any) -> Plan:
         "choices": (),
         "recipe": {
             "schema": "difftool/v1",
-            "model": "builtin:shapes-image",
+            "model": {"path": "builtin:shapes-image"},
+            "stages": {},
+            "cache": {"backend": "none"},
             "sampling": {"prompt": ["a red circle", "a blue circle"]},
         },
         "provenance": {},
@@ -80,6 +84,19 @@ class Workshop:
         self.records = launch.open_records(plan)
         worker = (sys.executable, str(STANDIN), behaviour)
         return launch.run(plan, self.records, on_event=self.events.append, verbose=verbose, worker=worker)
+
+    def take_up(self, behaviour: str, **changes: Any) -> launch.RunResult:
+        """Another start of the same run."""
+        assert self.records is not None
+        self.events.clear()
+        plan = small_plan(self.folder, **changes)
+        launch.take_up(plan, self.records)
+        worker = (sys.executable, str(STANDIN), behaviour)
+        return launch.run(plan, self.records, on_event=self.events.append, worker=worker)
+
+    def journal(self) -> list[dict[str, Any]]:
+        assert self.records is not None
+        return [json.loads(line) for line in (self.records / "journal.jsonl").read_text().splitlines()]
 
     def names(self) -> list[str]:
         return [event.event for event in self.events]

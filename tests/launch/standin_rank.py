@@ -28,7 +28,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1)
     send("started", pid=os.getpid())
     item = plan["items"][RANK]
-    place = {"item": RANK, "items": len(plan["items"]), "id": item["id"], "prompt": item["prompt"]}
+    place = {"item": RANK, "items": len(plan["items"]), "id": item["id"], "output": 0, "prompt": item["prompt"]}
     send("item_started", **place, seed=item["seed"], phase="sample", sample=0, steps=2)
     send("stage_started", item=RANK, stage="denoising")
     send("step", item=RANK, step=0, steps=2)

@@ -30,7 +30,10 @@ def main() -> None:
 def succeed(plan, records, send):
     folder = Path(plan["output"]["dir"])
     total = 0.0
+    tasks = json.loads((records / "todo.json").read_text())["tasks"]
     for number, item in enumerate(plan["items"]):
+        if not tasks[number]["make"]:
+            continue
         begin(plan, send, number)
         for stage, ms in (("text_encoding", 1.5), ("denoising", 40.0), ("decoding", 8.5)):
             send("stage_started", item=number, stage=stage)
@@ -40,13 +43,26 @@ def succeed(plan, records, send):
         send("save_started", item=number, stage="save")
         media = folder / (plan["output"]["file"] or f"{item['id']}.png")
         media.write_bytes(f"{item['prompt']} {item['seed']}".encode())
-        send("output", item=number, path=str(media.absolute()), sha256=hashlib.sha256(media.read_bytes()).hexdigest())
+        data = media.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        send("output", item=number, path=str(media.absolute()), sha256=sha256, size=len(data))
         send("item_finished", item=number, total_ms=50.0)
         total += 50.0
     perf = records / "perf.json"
     perf.write_text(json.dumps(perf_dump(plan, perf.parent, total)))
     send("perf", path=str(perf.absolute()))
     send("finished")
+
+
+def fail_some(plan, records, send):
+    """The first item fails, the others are made."""
+    begin(plan, send)
+    place = {"item": 0, "item_id": plan["items"][0]["id"], "stage": "denoising"}
+    send("item_failed", kind="KeyError", message="'rope'", traceback=TRACEBACK, **place)
+    todo = json.loads((records / "todo.json").read_text())
+    todo["tasks"][0]["make"] = False
+    (records / "todo.json").write_text(json.dumps(todo))
+    succeed(plan, records, send)
 
 
 def perf_dump(plan, folder, total):
@@ -113,6 +129,7 @@ def begin(plan, send, number=0):
         item=number,
         items=len(plan["items"]),
         id=item["id"],
+        output=item["output"],
         prompt=item["prompt"],
         seed=item["seed"],
         phase="sample",
@@ -221,6 +238,7 @@ def cut_a_line(plan, records, send):
 TRACEBACK = "Traceback (most recent call last):\n  File \"denoising.py\", line 7, in step\nKeyError: 'rope'"
 BEHAVIOURS = {
     "succeed": succeed,
+    "fail-some": fail_some,
     "weights": report("WeightsError", 4, "transformer.safetensors ends early", "fetch it again"),
     "recipe": report("RecipeError", 2, "the checkpoint has no negative branch"),
     "memory": report("MemoryError", 5, "MemoryError", "use a smaller size"),

@@ -11,9 +11,9 @@ def test_a_line_becomes_the_event_it_names():
 
 
 def test_unknown_fields_are_kept():
-    event = parse_event('{"event": "output", "item": 0, "path": "a.png", "sha256": "00", "bytes": 12}')
+    event = parse_event('{"event": "output", "item": 0, "path": "a.png", "sha256": "00", "size": 12, "colour": "red"}')
     assert isinstance(event, Output)
-    assert event.model_dump()["bytes"] == 12
+    assert event.model_dump()["colour"] == "red"
 
 
 @pytest.mark.parametrize("line", ["", "{}", '{"event": "explode"}', '{"event": "step", "item": -1}', "[1]", "text"])
@@ -30,6 +30,7 @@ def test_the_schema_lists_every_event():
         "error",
         "finished",
         "heartbeat",
+        "item_failed",
         "item_finished",
         "item_started",
         "load_started",

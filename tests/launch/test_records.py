@@ -15,10 +15,11 @@ def test_records_hold_the_recipe_and_the_plan(tmp_path, make_small_plan):
     plan = make_small_plan(tmp_path / "new" / "folder")
     folder = launch.open_records(plan)
     assert folder.parent == tmp_path / "new" / "folder" / ".difftool"
-    assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "recipe.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "recipe.yaml", "todo.json"]
     assert Plan.model_validate_json((folder / "plan.json").read_text()) == plan
     assert (folder / "recipe.yaml").read_text() == (
-        'schema: difftool/v1\nmodel: builtin:shapes-image\nsampling:\n  prompt: ["a red circle", "a blue circle"]\n'
+        "schema: difftool/v1\nmodel:\n  path: builtin:shapes-image\nstages: {}\ncache:\n  backend: none\n"
+        'sampling:\n  prompt: ["a red circle", "a blue circle"]\n'
     )
 
 

@@ -12,6 +12,7 @@ from difftool.media.audio import WRITERS
 from difftool.media.save import save_item
 from difftool.media.writer import Details, metadata_text
 from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.naming import reserve
 from difftool.recipe.embedded import read_embedded
 from difftool.recipe.load import load_recipe
 
@@ -62,7 +63,8 @@ def test_an_item_that_is_a_sound_is_saved_with_its_recipe_and_raw_values(tmp_pat
     run = RunOptions(output_dir=str(tmp_path), return_frames=True)
     made = make_plan(load_recipe({"model": "builtin:shapes-image", "sampling": {"prompt": "a bell"}}), run=run)
     plan = made.model_copy(update={"output": made.output.model_copy(update={"format": "wav"})})
-    saved = save_item(plan, plan.items[0], STEREO, "run", sample_rate=44100)
+    path = tmp_path / reserve(plan, "run")[0]
+    saved = save_item(plan, plan.items[0], STEREO, path, replace=False, sample_rate=44100)
     assert [(file.path.name, file.width, file.height) for file in saved] == [
         ("a_bell-42.wav", 0, 0),
         ("a_bell-42.npz", 0, 0),

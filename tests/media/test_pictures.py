@@ -9,9 +9,9 @@ from media.reading import embedded
 from PIL import Image
 
 from difftool.errors import OutputError
-from difftool.media.naming import candidates, safe
 from difftool.media.pictures import WRITERS
 from difftool.media.writer import Details, metadata_text, to_uint8
+from difftool.planning.naming import candidates, safe
 
 PIXELS = torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0))
 TALL = torch.zeros(3, 33, 48)

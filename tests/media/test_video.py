@@ -16,6 +16,7 @@ from difftool.media.save import save_item
 from difftool.media.video import WRITERS, crf
 from difftool.media.writer import Details, metadata_text, to_uint8
 from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.naming import reserve
 from difftool.recipe.embedded import read_embedded
 from difftool.recipe.load import load_recipe
 
@@ -121,7 +122,7 @@ def video_plan(folder, kind, **output):
 
 def test_an_item_that_is_a_video_is_saved_under_its_name_with_its_recipe(tmp_path):
     plan, item = video_plan(tmp_path, "mp4")
-    saved = save_item(plan, item, clip(), "run")
+    saved = save_item(plan, item, clip(), tmp_path / reserve(plan, "run")[0], replace=False)
     assert [(file.path.name, file.width, file.height) for file in saved] == [
         ("a_ring-42.mp4", 64, 48),
         ("a_ring-42.npz", 64, 48),
@@ -132,16 +133,24 @@ def test_an_item_that_is_a_video_is_saved_under_its_name_with_its_recipe(tmp_pat
 
 def test_a_second_video_does_not_replace_the_first(tmp_path):
     plan, item = video_plan(tmp_path, "gif", embed_metadata=False)
-    names = [save_item(plan, item, clip(), "run")[0].path for _ in range(2)]
-    assert [name.name for name in names] == ["a_ring-42.gif", "a_ring-42-1.gif"]
-    assert names[0].read_bytes() == names[1].read_bytes() and embedded(names[0].read_bytes()) is None
+    clips = (clip(), clip().flip(-1), clip())
+    paths = [save_item(plan, item, made, tmp_path / "x.gif", replace=False)[0].path for made in clips]
+    assert [path.name for path in paths] == ["x.gif", "x-1.gif", "x.gif"]  # the same bytes are the same file
+    assert paths[0].read_bytes() != paths[1].read_bytes() and embedded(paths[0].read_bytes()) is None
+
+
+def test_a_file_of_the_item_s_own_is_replaced(tmp_path):
+    plan, item = video_plan(tmp_path, "gif")
+    (tmp_path / "x.gif").write_bytes(b"damaged")
+    (saved,) = save_item(plan, item, clip(), tmp_path / "x.gif", replace=True)
+    assert saved.path == tmp_path / "x.gif" and saved.size == saved.path.stat().st_size > 100
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     plan, item = video_plan(tmp_path, "mp4")
     monkeypatch.setattr(video, "BITEXACT", ("-no-such-option", "1"))
     with pytest.raises(OutputError, match="a_ring-42.mp4 cannot be written"):
-        save_item(plan, item, clip(), "run")
+        save_item(plan, item, clip(), tmp_path / reserve(plan, "run")[0], replace=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,5 +161,5 @@ def test_a_missing_ffmpeg_is_said_with_the_way_out(tmp_path, monkeypatch):
     plan, item = video_plan(tmp_path, "mp4")
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
     with pytest.raises(OutputError, match="no ffmpeg was found") as error:
-        save_item(plan, item, clip(), "run")
+        save_item(plan, item, clip(), tmp_path / reserve(plan, "run")[0], replace=False)
     assert error.value.hint == "reinstall imageio-ffmpeg, or use output.format: npz"

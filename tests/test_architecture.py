@@ -21,7 +21,7 @@ BACK_HALF = (
 BACK_HALF_OF_A_FAMILY = re.compile(r"difftool/families/\w+/(?!facts\.py|__init__\.py)")
 HEAVY = {"accelerate", "diffusers", "numpy", "torch", "transformers"}
 MAX_FILE, MAX_FUNCTION = 400, 60
-CATCH_ALL = ("difftool/cli/main.py", "difftool/worker.py")
+CATCH_ALL = ("difftool/cli/main.py", "difftool/parallel/pool_rank.py", "difftool/worker.py")
 FAMILIES = {path.parent.name for path in ROOT.glob("difftool/families/*/facts.py")}
 FAMILY_KEYS = re.compile(r"(^|_)(family|pipeline_class)(_name)?$")
 # put together here, so that this file does not hold what it forbids

@@ -30,7 +30,8 @@ PRIVATE = {
 }
 STARTED = b'{"event": "started", "pid": '
 POLL_S = 0.05
-LAST_WORDS_S = 2.0  # for the agent to end once its ranks are dead
+LAST_WORDS_S = 10.0  # for the agent to end once its ranks are dead
+TOLD = (0, -signal.SIGTERM, 128 + signal.SIGINT)  # how a rank ends that is asked to
 
 
 class Agent:
@@ -44,8 +45,12 @@ class Agent:
         log: Path,
         environment: Mapping[str, str],
         hurry: Callable[[], bool] = lambda: False,
+        with_tasks: bool = False,
     ):
-        """`hurry()` true cuts every wait short. Raises OutputError where the log cannot be written."""
+        """`hurry()` true cuts every wait short; `with_tasks` lets `send` reach the ranks.
+
+        Raises OutputError where the log cannot be written.
+        """
         self.ranks = ranks
         self.pids: dict[int, int] = {}
         self._hurry = hurry
@@ -54,6 +59,7 @@ class Agent:
         self.folder = Path(tempfile.mkdtemp(prefix="difftool-ranks-"))
         for rank in range(ranks):
             self._selector.register(open_pipe(answers_pipe(self.folder, rank)), selectors.EVENT_READ, rank)
+        self._tasks = [open_pipe(tasks_pipe(self.folder, rank)) for rank in range(ranks if with_tasks else 0)]
         options = ["--ranks", str(ranks), "--folder", str(self.folder), "--parent", str(os.getpid()), "--"]
         try:
             log.write_bytes(b"")
@@ -89,6 +95,15 @@ class Agent:
                 self.pids[rank] = json.loads(line)["pid"]
         return lines
 
+    def send(self, rank: int, line: bytes) -> None:
+        """Hands a line to a rank; returns when it is all in the pipe, or the ranks have ended."""
+        rest = line + b"\n"
+        while rest and self.status() is None:
+            try:
+                rest = rest[os.write(self._tasks[rank], rest) :]
+            except BlockingIOError:  # the pipe is full: the rank is busy
+                time.sleep(POLL_S)
+
     def gone(self, rank: int) -> bool:
         """Whether a rank that had started has ended."""
         try:
@@ -97,13 +112,22 @@ class Agent:
             return True
         return False
 
-    def exit_codes(self) -> dict[int, int]:
-        """Once the agent has ended: the ranks that ended badly; negative for a signal."""
+    def settle(self, seconds: float) -> dict[int, int]:
+        """Waits up to `seconds` for all ranks to end, then ends them.
+
+        The exit statuses, negative for a signal, of the ranks that ended badly and not because they were told to.
+        """
+        ended = self.wait(seconds)
+        own = [rank for rank in range(self.ranks) if ended or self.gone(rank)]
+        if not ended:  # the agent itself is left alone: it writes the list
+            self._signal_groups(signal.SIGKILL)
+            self.wait(LAST_WORDS_S)
         try:
             failures = json.loads((self.folder / "failures.json").read_text())
-        except OSError:
+        except OSError:  # the agent itself was killed
             return {}
-        return {failure["rank"]: failure["exit_code"] for failure in failures}
+        codes = {failure["rank"]: failure["exit_code"] for failure in failures}
+        return {rank: code for rank, code in codes.items() if rank in own and code not in TOLD}
 
     def wait(self, seconds: float) -> bool:
         """Waits up to `seconds` for the agent, and so for every rank, to end; whether it ended."""
@@ -151,12 +175,18 @@ class Agent:
     def _close(self) -> None:
         for key in list(self._selector.get_map().values()):
             os.close(key.fd)
+        for descriptor in self._tasks:
+            os.close(descriptor)
         self._selector.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def answers_pipe(folder: Path, rank: int) -> Path:
     return folder / f"answers-{rank}"
+
+
+def tasks_pipe(folder: Path, rank: int) -> Path:
+    return folder / f"tasks-{rank}"
 
 
 def open_pipe(path: Path) -> int:

@@ -17,7 +17,6 @@ from difftool.launch.agent import Agent
 
 SETTLE_S = 5.0  # between the first sign of a failure and the end of the ranks that do not end by themselves
 STACK_S = 0.3  # for one rank to write its stacks before the next is asked
-ENDED = (0, -signal.SIGTERM, 128 + signal.SIGINT)  # how a rank ends that another one's failure ended
 
 
 class RankGroup:
@@ -93,25 +92,16 @@ class RankGroup:
 
     def _settle(self) -> list[bytes]:
         """Waits until all ranks have ended, and finds the cause."""
-        if not self._agent.wait(SETTLE_S):
-            self._agent.end_ranks(0.0)
+        codes = self._agent.settle(SETTLE_S)
         passed = self._sort(self._agent.read(0.0))
         if len(self._finished) == self._agent.ranks:
             return passed
-        own = [error for error in self._errors if not error.get("lost_peer")]
-        silent = self._silent()
-        if own or not silent:
-            found = min(own or self._errors, key=lambda error: float(error["time"]), default=None)
-            if found is not None:
-                self.rank = found["rank"]
-                return [*passed, json.dumps(found).encode()]
-            self._status = self._agent.status() or 0
-        else:
-            self.rank, self._status = next(iter(silent.items()))
-        return passed
-
-    def _silent(self) -> dict[int, int]:
-        """Ranks that died without a word, and how."""
         spoke = {error["rank"] for error in self._errors} | set(self._finished)
-        codes = self._agent.exit_codes()
-        return {rank: code for rank, code in codes.items() if rank not in spoke and code not in ENDED}
+        silent = {rank: code for rank, code in codes.items() if rank not in spoke}
+        own = [error for error in self._errors if not error.get("lost_peer")]
+        if own or (self._errors and not silent):
+            cause = min(own or self._errors, key=lambda error: float(error["time"]))
+            self.rank = cause["rank"]
+            return [*passed, json.dumps(cause).encode()]
+        self.rank, self._status = next(iter(silent.items()), (None, self._agent.status() or 0))
+        return passed

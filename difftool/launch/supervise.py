@@ -14,6 +14,7 @@ from difftool.launch.events import Error, Event, Output, parse_event
 from difftool.launch.failure import crash_event, failure, interrupt_event, items_failed, protocol_event, stall_event
 from difftool.launch.journal import Journal
 from difftool.launch.log import LogEcho, size, tail
+from difftool.launch.outside import check_alone
 from difftool.launch.ranks import RankGroup
 from difftool.launch.records import LOG_FILE, PLAN_FILE, read_todo
 from difftool.launch.signals import SignalWatch
@@ -46,9 +47,11 @@ def run(
     """Makes what `records/todo.json` leaves to make of `plan`, in a worker process; keeps the journal and the log.
 
     `on_event` gets every event but `error`, which is raised as the class it names; the outputs of earlier starts come
-    first. `verbose` copies the log to stderr. Raises what the worker reports, WorkerCrashed, Stalled, Interrupted
-    (Terminated for SIGTERM), OutputError, ItemsFailed once the others are done, RecipeError for a run that goes on.
+    first. `verbose` copies the log to stderr. Raises PlanError inside another world, what the worker reports,
+    WorkerCrashed, Stalled, Interrupted (Terminated for SIGTERM), OutputError, ItemsFailed once the others are done,
+    RecipeError for a run that goes on.
     """
+    check_alone(os.environ)
     log, todo = records / LOG_FILE, read_todo(records)
     with Journal(records, plan) as journal:
         follower = _Follower(on_event, journal, LogEcho(log) if verbose else None)

@@ -18,11 +18,12 @@ _LOST = re.compile(r"connection (was )?(closed|reset)|connection refused|broken 
 
 
 @contextmanager
-def joined(world: World, device: str) -> Iterator[None]:
+def joined(world: World, device: str, *, name: str = "group") -> Iterator[None]:
     """The process group, for as long as the context lasts; none for a world of one. `device` is `cpu` or `cuda`.
 
-    The ranks find each other through a file in the folder of the world: nothing listens but gloo's own sockets.
-    An error leaves without a farewell: another rank may be the one that is gone. Raises PlanError for other devices.
+    The ranks find each other through a file in the folder of the world, which uses a name once: nothing listens but
+    gloo's own sockets. An error leaves without a farewell, as another rank may be the one that is gone. Raises
+    PlanError for other devices.
     """
     if world.folder is None:
         yield
@@ -31,13 +32,20 @@ def joined(world: World, device: str) -> Iterator[None]:
         raise PlanError(f"{world.size} ranks on {device}: only {' and '.join(BACKENDS)} can", hint="use num_gpus=1")
     dist.init_process_group(
         BACKENDS[device],
-        init_method=f"file://{world.folder}/group",
+        init_method=f"file://{world.folder}/{name}",
         rank=world.rank,
         world_size=world.size,
         timeout=TIMEOUT,
     )
+    barrier(world)  # a rank that left at once would break the connections that others still make
     yield
     dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Leaves the group that an error left behind."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier(world: World) -> None:

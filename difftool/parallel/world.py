@@ -39,3 +39,9 @@ def answers_pipe(world: World) -> Path:
     """The named pipe that the launcher reads this rank's lines from."""
     assert world.folder is not None
     return world.folder / f"answers-{world.rank}"
+
+
+def tasks_pipe(world: World) -> Path:
+    """The named pipe that a rank of a pool reads its tasks from."""
+    assert world.folder is not None
+    return world.folder / f"tasks-{world.rank}"

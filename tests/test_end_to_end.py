@@ -165,6 +165,7 @@ def test_repeats_are_samples_and_warm_up_is_kept_apart(checkpoint, tmp_path):
     assert len(dump.samples) == 3 and len(dump.measure.warmup_ms) == 1 and dump.summary["total"].n == 3
     assert dump.summary["step"].n == 6 and dump.summary["save"].n == 1
     assert sorted(s.total_ms for s in dump.samples)[1] == dump.total_duration_ms
+    assert not any(s.reused for s in dump.samples) and dump.summary["text_encoding"].n == 3
 
 
 def test_a_second_run_does_not_replace_the_first_picture(checkpoint, tmp_path):

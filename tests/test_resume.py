@@ -128,5 +128,6 @@ def test_items_that_fail_do_not_stop_the_others_and_end_with_exit_8(tmp_path):
     assert [(failure.item, failure.kind, failure.stage) for failure in dump.failed_items] == [
         (1, "TypeError", "timestep_preparation")
     ]
+    assert dump.samples[1].reused == ["negative_prompt"]
     assert "in prepare_timesteps" in (records(tmp_path) / "worker.log").read_text()
     assert [line["status"] for line in journal(tmp_path)] == ["done", "failed", "done"]

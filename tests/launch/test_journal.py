@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from launch.conftest import STANDIN
 
 from difftool import launch
 from difftool.errors import DifftoolError, ItemsFailed, OutputError, RecipeError, WorkerCrashed
+from difftool.launch.child import Child
 from difftool.launch.events import ItemFinished, Output
 from difftool.launch.journal import Journal, workload_hash
 from difftool.launch.records import read_todo
@@ -161,12 +163,11 @@ def test_two_starts_of_one_run_exclude_each_other(whole, make_small_plan, monkey
 def test_a_worker_that_outlives_its_launcher_keeps_the_run_locked(whole, make_small_plan, monkeypatch):
     monkeypatch.setattr("difftool.launch.journal.LOCK_WAIT_S", 0.0)
     plan = make_small_plan(whole.folder)
+    command, file = (sys.executable, str(STANDIN), "hang"), whole.records / "plan.json"
     with Journal(whole.records, plan) as journal:
-        command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[journal.descriptor])
-    with pytest.raises(RecipeError, match="still going on"):
+        worker = Child(command, file, log=whole.records / "x.log", environment=os.environ, holds=[journal.descriptor])
+    with worker, pytest.raises(RecipeError, match="still going on"):
         launch.take_up(plan, whole.records)
-    worker.communicate()
     launch.take_up(plan, whole.records)
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from report.dumps import SAMPLE, dump
 
 from difftool.report.perf import PerfDump, accounting_error_pct, json_schema, read_perf, write_perf
-from difftool.report.summary import median_index, summarise
+from difftool.report.summary import median_index, readings, summarise
 
 
 def test_a_dump_reads_back_equal(tmp_path):
@@ -75,3 +75,12 @@ def test_a_summary_by_hand():
     assert (summary.n, summary.median, summary.mad, summary.min, summary.max) == (3, 20.0, 10.0, 10.0, 40.0)
     assert summary.cv_pct == pytest.approx(100 * 15.2753 / 23.3333, rel=1e-4)
     assert summarise([5.0]).cv_pct == 0.0
+
+
+def test_a_sample_that_did_not_encode_is_no_reading_of_the_encoding():
+    samples = [
+        {**SAMPLE, "item": 0, "stages_ms": {"text_encoding": 30.0, "denoising": 100.0}},
+        {**SAMPLE, "item": 1, "stages_ms": {"text_encoding": 0.1, "denoising": 100.0}, "reused": ["prompt"]},
+    ]
+    found = readings(dump(samples=samples).samples)
+    assert (found["text_encoding"], found["denoising"]) == ([30.0], [100.0, 100.0])

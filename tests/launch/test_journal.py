@@ -172,16 +172,16 @@ def test_a_worker_that_outlives_its_launcher_keeps_the_run_locked(whole, make_sm
 
 
 def test_half_written_files_go_with_their_writer(whole, make_small_plan):
-    dead, zombie = (subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) for _ in range(2))
-    dead.communicate()
-    zombie.stdout.read()  # it has ended, and nobody has waited for it
+    dead, zombie = (subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2))
+    dead.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has waited for it
     pids = (dead.pid, zombie.pid, os.getpid())
     files = [whole.folder / f".red.png.{pid}.difftool-tmp" for pid in pids]
     for file in files:
         file.write_bytes(b"half a picture")
     launch.take_up(make_small_plan(whole.folder), whole.records)
+    zombie.wait()
     assert [file.exists() for file in files] == [False, False, True]
-    zombie.communicate()
 
 
 def test_the_records_of_an_earlier_start_are_kept(whole, make_small_plan):

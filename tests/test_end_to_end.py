@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from subprocess import PIPE
@@ -235,15 +236,22 @@ def test_storage_that_ends_keeps_what_is_finished_and_leaves_nothing_half_writte
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".difftool", "small.npz"]
 
 
-def test_ctrl_c_ends_the_run_cleanly(tmp_path):
+@contextmanager
+def run_that_is_denoising(folder):
+    """A run that would take minutes, once it has made its first step: the command's process and its worker's pid."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "difftool", "generate", SHAPES, "-p", "a red circle", "--json", "-o", "x.png"]
     run = [*command, "--num-inference-steps", "100000"]
-    with subprocess.Popen(run, cwd=tmp_path, env=env, stdout=PIPE, stderr=PIPE, text=True) as process:
+    with subprocess.Popen(run, cwd=folder, env=env, stdout=PIPE, stderr=PIPE, text=True) as process:
         assert process.stdout is not None
         worker = json.loads(process.stdout.readline())["pid"]
         while json.loads(process.stdout.readline())["event"] != "step":
             pass
+        yield process, worker
+
+
+def test_ctrl_c_ends_the_run_cleanly(tmp_path):
+    with run_that_is_denoising(tmp_path) as (process, worker):
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(60) == 130
@@ -252,14 +260,7 @@ def test_ctrl_c_ends_the_run_cleanly(tmp_path):
 
 
 def test_a_killed_worker_is_exit_6_with_its_cause_and_place(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "difftool", "generate", SHAPES, "-p", "a red circle", "--json", "-o", "x.png"]
-    run = [*command, "--num-inference-steps", "100000"]
-    with subprocess.Popen(run, cwd=tmp_path, env=env, stdout=PIPE, stderr=PIPE, text=True) as process:
-        assert process.stdout is not None
-        worker = json.loads(process.stdout.readline())["pid"]
-        while json.loads(process.stdout.readline())["event"] != "step":
-            pass
+    with run_that_is_denoising(tmp_path) as (process, worker):
         os.kill(worker, signal.SIGKILL)
         last = json.loads(process.stdout.read().splitlines()[-1])
         assert process.wait(60) == 6

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from difftool.files import output_error
+from difftool.launch.child import POLL_S, wait_for
 
 AGENT = (sys.executable, "-m", "difftool.parallel.agent")
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -29,7 +30,6 @@ PRIVATE = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 STARTED = b'{"event": "started", "pid": '
-POLL_S = 0.05
 LAST_WORDS_S = 10.0  # for the agent to end once its ranks are dead
 TOLD = (0, -signal.SIGTERM, 128 + signal.SIGINT)  # how a rank ends that is asked to
 
@@ -131,14 +131,7 @@ class Agent:
 
     def wait(self, seconds: float) -> bool:
         """Waits up to `seconds` for the agent, and so for every rank, to end; whether it ended."""
-        deadline = time.monotonic() + seconds
-        while self._process.poll() is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or self._hurry():
-                return False
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(min(left, POLL_S))
-        return True
+        return wait_for(self._process, seconds, self._hurry)
 
     def signal_rank(self, rank: int, number: signal.Signals) -> None:
         """Only the rank itself, if it runs."""

@@ -24,6 +24,18 @@ GRACE_S = 5.0  # between SIGTERM and SIGKILL
 POLL_S = 0.05
 
 
+def wait_for(process: "subprocess.Popen[bytes]", seconds: float, hurry: Callable[[], bool]) -> bool:
+    """Waits up to `seconds` for a process to end, less once `hurry()`; whether it ended."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        left = deadline - time.monotonic()
+        if left <= 0 or hurry():
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(min(left, POLL_S))
+    return True
+
+
 class Child:
     """A running worker. As a context manager it leaves nothing alive, whatever the way out."""
 
@@ -95,14 +107,7 @@ class Child:
 
     def wait(self, seconds: float) -> bool:
         """Waits up to `seconds` for the worker to end; whether it ended."""
-        deadline = time.monotonic() + seconds
-        while self._process.poll() is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or self._hurry():
-                return False
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(min(left, POLL_S))
-        return True
+        return wait_for(self._process, seconds, self._hurry)
 
     def ask_for_stacks(self) -> None:
         """Only the worker itself: SIGUSR1 would end a helper process that does not expect it."""

@@ -28,13 +28,17 @@ class Problem:
 
 
 class RecipeError(DifftoolError):
-    """The recipe or the command line is wrong: nothing was launched. Holds every problem found, in file order."""
+    """The recipe or the command line is wrong: nothing was launched. Holds every problem found, in file order.
+
+    `str` has a line for each as it is shown, with `error:` in it; `message` has them without that word.
+    """
 
     exit_code = 2
 
     def __init__(self, problems: Sequence[Problem] | str, *, hint: str | None = None):
         self.problems = (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
+        self.message = "\n".join(f"{p.where}: {p.message}" if p.where else p.message for p in self.problems)
 
 
 class PlanError(DifftoolError):
@@ -77,6 +81,12 @@ class OutputError(DifftoolError):
     """Media or records cannot be written."""
 
     exit_code = 9
+
+
+class QualityFailed(DifftoolError):
+    """The outputs are made, and not what the recipe's tier asks for, or no pictures at all."""
+
+    exit_code = 11
 
 
 class Interrupted(DifftoolError):

@@ -81,7 +81,11 @@ class Choice(Shorthand):
     def _write_the_short_form(self, write: SerializerFunctionWrapHandler) -> object:
         mapping = write(self)
         fields = type(self).model_fields
-        plain = all(getattr(self, key) == field.get_default() for key, field in fields.items() if key != "name")
+        plain = all(
+            getattr(self, key) == field.get_default(call_default_factory=True)
+            for key, field in fields.items()
+            if key != "name"
+        )
         return mapping["name"] if plain and isinstance(mapping, Mapping) and "name" in mapping else mapping
 
 

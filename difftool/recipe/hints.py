@@ -36,6 +36,7 @@ FOREIGN = {
     "loras": "model.lora",
     "lora_scale": "model.lora",
     "custom_pipeline": "model.code",
+    "local_files_only": "launch.offline",
     "torch_dtype": "stages.denoising.precision",
     "dtype": "stages.denoising.precision",
     "dit": "stages.denoising",
@@ -49,6 +50,7 @@ FOREIGN = {
     "attn": "stages.denoising.attention",
     "torch_compile": "stages.denoising.compile",
     "quantize": "stages.denoising.quantization",
+    "quantization_config": "stages.denoising.quantization",
     "gpus": "parallel.num_gpus",
     "n_gpus": "parallel.num_gpus",
     "world_size": "parallel.num_gpus",
@@ -67,6 +69,7 @@ FOREIGN = {
     "rel_l1_thresh": "cache.teacache.threshold",
     "output_dir": "output.dir",
     "output_format": "output.format",
+    "output_type": "output.format",
     "measure": "perf",
 }
 CUTOFF = 0.6

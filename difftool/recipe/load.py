@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,11 +22,20 @@ from difftool.recipe.overrides import Override, key_fault, override_node, parse_
 from difftool.recipe.schema import Recipe
 from difftool.recipe.tidy import drop_nulls, merge, tidy, walk
 
-__all__ = ["Loaded", "Override", "load_recipe", "parse_set"]
+__all__ = ["Loaded", "Override", "lay_over", "load_recipe", "parse_set"]
 
 MAX_EXTENDS = 5
 ARGUMENT = "argument"  # where a recipe stands that is no file
 NOT_INHERITED = ("schema", "name", "extends")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe before validation. `files` are the sources in the order in which their faults are reported."""
+
+    root: Node
+    files: tuple[str, ...]
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Loaded:
 
     `provenance`: `wan.yaml:9:3`, `--set a.b=1` or `--seed` for each value that was given; a key that is absent has its
     default. `positions`: the same with the sections, and with what is inside lists. `base` is the folder of the file
-    and `name` its name as shown; None and "" without a file.
+    and `name` its name as shown; None and "" without a file. `source` is all of it before validation.
     """
 
     recipe: Recipe
@@ -43,6 +52,7 @@ class Loaded:
     positions: Mapping[str, str]
     base: Path | None
     name: str
+    source: Source
 
     def where(self, key: str) -> str:
         """The place of a dotted key or of its nearest given section; an empty text for a default."""
@@ -53,43 +63,44 @@ class Loaded:
         return ""
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A recipe before validation. `files` are the sources in the order in which their faults are reported."""
-
-    root: Node
-    files: tuple[str, ...]
-    base: Path | None = None
-
-
 def load_recipe(source: str | Path | Mapping[str, object], overrides: Sequence[Override] = ()) -> Loaded:
     """Reads, merges and validates; a text is what RECIPE may be. Raises RecipeError with all problems in file order."""
     faults: list[Fault] = []
     found = resolve_source(source) if isinstance(source, str) else source
     read = _from_mapping(found, faults) if isinstance(found, Mapping) else _from_file(found, _label(found), (), faults)
-    root = drop_nulls(_laid_over(read.root, overrides, faults), ROOT)
+    return _loaded(read, overrides, faults)
+
+
+def lay_over(loaded: Loaded, overrides: Sequence[Override]) -> Loaded:
+    """The same recipe with more overrides; no file is read again. Raises RecipeError with all problems."""
+    return _loaded(loaded.source, overrides, [])
+
+
+def _loaded(read: Source, overrides: Sequence[Override], faults: list[Fault]) -> Loaded:
+    source = replace(read, root=_laid_over(read.root, overrides, faults))
+    root = drop_nulls(source.root, ROOT)
     recipe = _validated(root, faults)
     if faults or recipe is None:
         raise RecipeError(_in_order(faults, (*read.files, *(override.origin for override in overrides))))
     provenance, positions = _places(root)
-    return Loaded(recipe, provenance, positions, read.base, read.files[0] if read.base is not None else "")
+    return Loaded(recipe, provenance, positions, read.base, read.files[0] if read.base is not None else "", source)
 
 
 def _label(path: Path) -> str:
     return f"builtin/{path.name}" if path in builtin_recipes().values() else str(path)
 
 
-def _from_mapping(source: Mapping[str, object], faults: list[Fault]) -> _Source:
+def _from_mapping(source: Mapping[str, object], faults: list[Fault]) -> Source:
     root = from_plain(source, Mark(ARGUMENT))
-    return _extended(tidy(root, ROOT, Path.cwd(), faults), _Source(root, (ARGUMENT,)), Path.cwd(), (), faults)
+    return _extended(tidy(root, ROOT, Path.cwd(), faults), Source(root, (ARGUMENT,)), Path.cwd(), (), faults)
 
 
-def _from_file(path: Path, label: str, chain: tuple[Path, ...], faults: list[Fault]) -> _Source:
+def _from_file(path: Path, label: str, chain: tuple[Path, ...], faults: list[Fault]) -> Source:
     """One file with everything that it extends. `chain` are the files that led here."""
     root = _from_medium(path, label) if holds_media(path) else _from_text(path, label, faults)
     base = path.absolute().parent
     root = tidy(root, ROOT, base, faults)
-    return _extended(root, _Source(root, (label,), base), base, (*chain, path.resolve()), faults)
+    return _extended(root, Source(root, (label,), base), base, (*chain, path.resolve()), faults)
 
 
 def _from_medium(path: Path, label: str) -> Node:
@@ -108,24 +119,24 @@ def _from_text(path: Path, label: str, faults: list[Fault]) -> Node:
     return flat_to_sections(root, faults) if is_flat(root) else root
 
 
-def _extended(root: Node, own: _Source, base: Path, chain: tuple[Path, ...], faults: list[Fault]) -> _Source:
+def _extended(root: Node, own: Source, base: Path, chain: tuple[Path, ...], faults: list[Fault]) -> Source:
     """`root` laid over the recipe that it extends."""
     extends = root.mapping.get("extends")
     if extends is None or not isinstance(extends.value, str):
-        return _Source(root, own.files, own.base)
+        return Source(root, own.files, own.base)
     root = _without(root, ("extends",))
     path, label = _parent(extends.value, base, own.files[0])
     fault = _chain_fault(extends.value, path, chain)
     if fault is not None:
         faults.append(Fault(extends.mark, "extends", f"extends: {fault}"))
-        return _Source(root, own.files, own.base)
+        return Source(root, own.files, own.base)
     assert path is not None, extends
     try:
         parent = _from_file(path, label, chain, faults)
     except RecipeError as error:
         raise RecipeError([*_in_order(faults, own.files), *error.problems], hint=error.hint) from None
     merged = merge(_without(parent.root, NOT_INHERITED), root, ROOT)
-    return _Source(merged, (*own.files, *parent.files), own.base)
+    return Source(merged, (*own.files, *parent.files), own.base)
 
 
 def _parent(text: str, base: Path, child: str) -> tuple[Path | None, str]:

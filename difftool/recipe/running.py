@@ -1,5 +1,6 @@
 """The sections of a recipe that never change a picture: launch, output, perf, quality, sweep and serve."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -20,6 +21,8 @@ from difftool.recipe.fields import (
     problem,
 )
 
+ENDPOINT = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})")
+
 
 class Launch(Section):
     """How processes start."""
@@ -33,8 +36,12 @@ class Launch(Section):
     node_rank: Whole = Field(default=0, description="which of the machines this one is")
     rdzv_endpoint: Text | None = Field(default=None, description="host:port where the machines meet")
     stall_timeout_s: Positive = Field(default=600.0, description="seconds without progress before the run is ended")
+    offline: bool = Field(default=False, description="fetch nothing: what is not on this machine is refused")
     pin_memory: bool = Field(default=True, description="page-locked host memory for offload")
     threads: AutoCount = Field(default="auto", description="CPU threads of each process")
+    prompt_embeds_dir: Path | None = Field(
+        default=None, description="folder that keeps text encodings from run to run; null = none are kept"
+    )
     on_oom: Literal["fail", "fallback"] = Field(default="fail", description="fallback retries with more offload")
 
     @model_validator(mode="after")
@@ -42,8 +49,16 @@ class Launch(Section):
         if self.node_rank >= self.nnodes:
             raise problem(f"node_rank={self.node_rank} with nnodes={self.nnodes}; ranks count from 0")
         if self.nnodes > 1 and self.rdzv_endpoint is None:
-            raise problem(f"nnodes={self.nnodes} needs rdzv_endpoint: host:port")
+            raise problem(f"nnodes={self.nnodes} needs rdzv_endpoint: host:port, an address of node 0")
+        if self.rdzv_endpoint is not None and not _is_endpoint(self.rdzv_endpoint):
+            raise problem(f"rdzv_endpoint={self.rdzv_endpoint!r}: use host:port, for example node0:29400")
         return self
+
+
+def _is_endpoint(text: str) -> bool:
+    """`host:port`; an IPv6 address stands in brackets."""
+    found = ENDPOINT.fullmatch(text)
+    return found is not None and 0 < int(found["port"]) < 65536
 
 
 class Output(Section):
@@ -82,11 +97,23 @@ class Reference(Section):
         return self
 
 
+class Metrics(Section):
+    """Weights of models that score the outputs; null: that score is not computed."""
+
+    lpips: Path | None = Field(
+        default=None, description="state of lpips.LPIPS(net='alex') as .safetensors; compares with the reference"
+    )
+    clip: Path | None = Field(
+        default=None, description="folder of a CLIP model of transformers; compares with the prompt and the reference"
+    )
+
+
 class Quality(Section):
     """How close the outputs must stay to a reference."""
 
     tier: Literal["none", "exact", "lossless", "near", "lossy"] = Field(default="none", description="least accepted")
     reference: Reference | None = Field(default=None, description="what to compare with")
+    metrics: Metrics = Field(default_factory=Metrics, description="scores by models, which count for no tier")
 
 
 PlainList = Annotated[list[Any], BeforeValidator(plain_values), Field(min_length=1)]

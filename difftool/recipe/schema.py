@@ -25,7 +25,7 @@ from difftool.recipe.fields import (
     problem,
     worded,
 )
-from difftool.recipe.running import Launch, Output, Perf, Quality, Reference, Serve, Sweep
+from difftool.recipe.running import Launch, Metrics, Output, Perf, Quality, Reference, Serve, Sweep
 from difftool.recipe.sampling import PromptEntry, PromptsFile, Sampling, Scheduler
 from difftool.recipe.stages import (
     Attention,
@@ -44,12 +44,14 @@ __all__ = [
     "Attention",
     "AttentionChoice",
     "CacheSpec",
+    "ComponentSpec",
     "Decoding",
     "Denoising",
     "ImageEncoding",
     "Launch",
     "LoraSpec",
     "MemorySpec",
+    "Metrics",
     "ModelSpec",
     "Offload",
     "Output",
@@ -80,13 +82,23 @@ class LoraSpec(Shorthand):
     """A LoRA adapter. A plain text is its path."""
 
     short = "path"
-    path: PathOrName = Field(description="file, folder or hub id")
+    path: PathOrName = Field(description="file, folder, hub id, org/repo/file.safetensors, or builtin:NAME")
     weight_name: Text | None = Field(default=None, description="file inside the folder or hub repository")
     revision: Text | None = Field(default=None, description="commit of the hub repository")
     nickname: Text | None = Field(default=None, description="name in listings; null = from the path")
-    target: Literal["all", "transformer", "transformer_2"] = Field(default="all", description="which transformers")
+    target: Literal["all", "transformer", "transformer_2", "critic"] = Field(
+        default="all", description="which transformer; all: its text encoders too"
+    )
     strength: float = Field(default=1.0, description="factor on the adapter's change; may be negative")
     min_match: Fraction = Field(default=0.95, description="share of the adapter's weights that must find their layer")
+
+
+class ComponentSpec(Shorthand):
+    """Other weights for one component. A plain text is its path."""
+
+    short = "path"
+    path: PathOrName = Field(description="folder, hub id, org/repo/folder, or .safetensors file")
+    revision: Text | None = Field(default=None, description="commit of the hub repository")
 
 
 class ModelSpec(Shorthand):
@@ -99,7 +111,7 @@ class ModelSpec(Shorthand):
     backend: Annotated[Literal["auto", "native", "diffusers"], Aliases((("sglang", "native"),))] = Field(
         default="auto", description="native refuses a model without a family of its own; sglang means native"
     )
-    components: dict[str, PathOrName] = Field(default_factory=dict, description="role: other weights, for example vae")
+    components: dict[str, ComponentSpec] = Field(default_factory=dict, description="other weights, for example of vae")
     lora: Many[LoraSpec] = Field(default=(), description="adapters, merged in this order")
     code: Path | None = Field(default=None, description="folder of an out-of-tree family")
     diffusers_kwargs: Free = Field(default_factory=dict, description="pipeline arguments, for backend: diffusers")

@@ -43,43 +43,72 @@ AttentionName = Annotated[
 ]
 
 
-class AttentionChoice(Choice):
-    """An attention backend with its options."""
+class AttentionOptions(Choice):
+    """What some attention backends are told beside their name."""
 
-    name: AttentionName = Field(default="auto", description="backend; diffusers' names are understood too")
     mask_strategy_file_path: Path | None = Field(default=None, description="mask file, for sliding_tile_attn only")
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="share of the attention left out, for video_sparse_attn only"
     )
 
     @model_validator(mode="after")
-    def _options_belong_to_the_name(self) -> "AttentionChoice":
-        if self.mask_strategy_file_path is not None and self.name != "sliding_tile_attn":
+    def _options_belong_to_the_name(self) -> "AttentionOptions":
+        name = getattr(self, "name", None)
+        if self.mask_strategy_file_path is not None and name != "sliding_tile_attn":
             raise problem("mask_strategy_file_path is an option of sliding_tile_attn only")
-        if self.sparsity is not None and self.name != "video_sparse_attn":
+        if self.sparsity is not None and name != "video_sparse_attn":
             raise problem("sparsity is an option of video_sparse_attn only")
+        if self.mask_strategy_file_path is None and name == "sliding_tile_attn":
+            raise problem("sliding_tile_attn needs mask_strategy_file_path, a JSON file of windows")
+        if self.sparsity is None and name == "video_sparse_attn":
+            raise problem("video_sparse_attn needs sparsity, the share that is left out, such as 0.5")
         return self
 
 
-class Attention(AttentionChoice):
-    """The attention backend of the denoiser, as a whole or apart for self- and cross-attention."""
+class AttentionChoice(AttentionOptions):
+    """An attention backend with its options."""
 
+    name: AttentionName = Field(default="auto", description="backend; diffusers' names are understood too")
+
+
+class ComponentAttention(AttentionOptions):
+    """The attention backend of one component, as a whole or apart for self- and cross-attention."""
+
+    name: AttentionName | None = Field(default=None, description="backend; null is as everywhere")
     self_: AttentionChoice | None = Field(default=None, alias="self", description="self-attention, if it differs")
     cross: AttentionChoice | None = Field(default=None, description="cross-attention, if it differs")
 
-    def of(self, kind: Literal["self", "cross"]) -> AttentionChoice:
-        """The choice that holds for one kind of attention."""
-        own = self.self_ if kind == "self" else self.cross
-        shared = {"name": self.name, "mask_strategy_file_path": self.mask_strategy_file_path, "sparsity": self.sparsity}
-        return own or AttentionChoice.model_validate(shared)
+
+class Attention(AttentionChoice):
+    """The attention backend of the denoiser: as a whole, apart for self- and cross-attention, and for each of several
+    denoisers.
+    """
+
+    self_: AttentionChoice | None = Field(default=None, alias="self", description="self-attention, if it differs")
+    cross: AttentionChoice | None = Field(default=None, description="cross-attention, if it differs")
+    components: dict[str, ComponentAttention] = Field(
+        default_factory=dict, description="where a component differs, for example transformer_2"
+    )
 
 
 class Quantization(Choice):
-    """Low-precision matrix products. Lossy, so never chosen by `auto`."""
+    """Weights of eight bits in the blocks of a model. Lossy, so never chosen by `auto`."""
 
-    name: Literal["none", "fp8", "int8"] = Field(default="none", description="number format of weights and activations")
+    name: Literal["none", "fp8", "int8"] = Field(default="none", description="number format")
+    activations: Literal["dynamic", "none"] = Field(
+        default="dynamic", description="dynamic multiplies in the format too, with scales made at every forward"
+    )
     granularity: Literal["per_row", "per_tensor"] = Field(default="per_row", description="what shares one scale")
+    keep_first_blocks: Whole = Field(default=0, description="blocks left in full precision at the start")
+    keep_last_blocks: Whole = Field(default=0, description="blocks left in full precision at the end")
     exclude: Many[Text] = Field(default=(), description="module name patterns left in full precision")
+
+    @model_validator(mode="after")
+    def _options_need_a_format(self) -> "Quantization":
+        for key in ("activations", "granularity", "keep_first_blocks", "keep_last_blocks", "exclude"):
+            if self.name == "none" and getattr(self, key) != type(self).model_fields[key].default:
+                raise problem(f"{key} is an option of fp8 and int8 only")
+        return self
 
 
 class Offload(Choice):
@@ -118,6 +147,9 @@ class TextEncoding(Section):
     quantization: Quantization = Field(default_factory=Quantization, description="of the encoders")
     compile: Compile = Field(default="none", description="torch.compile of the encoders")
     tp: Count = Field(default=1, description="tensor-parallel ranks of the encoders")
+    attention: Literal["auto", "torch_sdpa", "fa2", "fa3", "flex"] = Field(
+        default="auto", description="attention of the encoders; auto is what transformers chooses"
+    )
 
 
 class ImageEncoding(Section):

@@ -9,6 +9,7 @@ from difftool.recipe.flat import DIRECT, SWITCHES, flat_keys
 from difftool.recipe.hints import FOREIGN
 from difftool.recipe.keys import find, known_keys, value_errors
 from difftool.recipe.load import load_recipe
+from difftool.recipe.schema import ComponentSpec
 
 EXAMPLES = {
     "int": (2, "auto", "random"),
@@ -76,7 +77,7 @@ def test_flags_become_typed_values_of_the_recipe():
     assert (recipe.sampling.prompt, recipe.sampling.negative_prompt) == ("1e3", "null")
     assert (recipe.sampling.seed, recipe.sampling.height, recipe.sampling.guidance_scale) == (7, 512, 1.0)
     assert (recipe.parallel.num_gpus, recipe.parallel.tp, recipe.launch.devices) == ("auto", 2, (4, 5))
-    assert (recipe.model.path, recipe.model.components) == ("c/d", {"vae": "org/vae"})
+    assert (recipe.model.path, recipe.model.components) == ("c/d", {"vae": ComponentSpec(path="org/vae")})
     assert recipe.stages.denoising.attention.name == "torch_sdpa"
     assert recipe.stages.text_encoding.precision == ("fp16", "fp32")
     assert (recipe.cache.backend, recipe.perf.warmup, recipe.output.dir) == ("dbcache", 2, "out")
@@ -175,6 +176,8 @@ def test_the_suffix_of_a_file_name_is_its_format(given, name, format):
         ("--torch_dtype", "--dit-precision"),
         ("--num-images-per-prompt", "--num-outputs-per-prompt"),
         ("--sp-size", "--sp-degree"),
+        ("--regional-compile", "--compile"),
+        ("--performance-mode", "--memory-budget"),
         ("--hieght", "--height"),
         ("--Seed", "--seed"),
         ("--perf-dump", "--perf-dump-path"),

@@ -9,6 +9,7 @@ from difftool.errors import RecipeError
 from difftool.recipe import load as load_module
 from difftool.recipe import lookup
 from difftool.recipe.load import Override, load_recipe, parse_set
+from difftool.recipe.schema import ComponentSpec
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ TYPED = {
     "sampling.extra={x: 1e-1}": ("sampling", "extra", {"x": 0.1}),
     "sampling.extra.x=1e-1": ("sampling", "extra", {"x": 0.1}),
     "sampling.extra.x=no": ("sampling", "extra", {"x": "no"}),
-    "model.components.vae=org/vae": ("model", "components", {"vae": "org/vae"}),
+    "model.components.vae=org/vae": ("model", "components", {"vae": ComponentSpec(path="org/vae")}),
 }
 
 
@@ -207,6 +208,16 @@ def test_sections_and_short_forms_can_be_set_whole():
     recipe = load_recipe({"model": "a/b"}, overrides).recipe
     assert (recipe.cache.backend, recipe.parallel.tp) == ("dbcache", 2)
     assert (recipe.stages.denoising.attention.name, recipe.stages.decoding.tiling.name) == ("fa", "on")
+
+
+def test_a_component_set_as_one_text_has_nothing_of_the_one_before(folder):
+    folder({"r.yaml": "model: {path: a/b, components: {vae: {path: org/vae, revision: v1}}}\n"})
+
+    def vae(*texts):
+        return load_recipe("r.yaml", [parse_set(text) for text in texts]).recipe.model.components["vae"]
+
+    assert vae("model.components.vae=org/other") == ComponentSpec(path="org/other")
+    assert vae("model.components.vae.revision=v2") == ComponentSpec(path="org/vae", revision="v2")
 
 
 def test_overrides_win_over_the_file_merge_into_its_mappings_and_the_last_one_wins(folder):
@@ -305,7 +316,8 @@ def test_relative_paths_in_a_file_are_relative_to_that_file(folder):
     recipe = load_recipe("deep/r.yaml").recipe
     deep = str(root / "deep")
     assert recipe.model.path == f"{deep}/weights"
-    assert recipe.model.components == {"vae": str(root / "vae"), "text_encoder": "org/encoder"}
+    places = {name: part.path for name, part in recipe.model.components.items()}
+    assert places == {"vae": str(root / "vae"), "text_encoder": "org/encoder"}
     assert [lora.path for lora in recipe.model.lora] == [f"{deep}/adapters/mine", "org/theirs", f"{deep}/x.safetensors"]
     assert recipe.sampling.image == (f"{deep}/cat.png", "https://example.org/dog.png")
     assert (recipe.sampling.mask, recipe.sampling.prompts.file) == ("/masks/m.png", f"{deep}/prompts.txt")

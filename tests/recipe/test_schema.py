@@ -8,6 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
+from difftool.attention import chosen
 from difftool.recipe.keys import field_shape, fields_of, find, known_keys
 from difftool.recipe.schema import Recipe, json_schema, parse_bytes
 
@@ -51,6 +52,10 @@ FULL = {
 SHORT = [
     ({"model": "a/b"}, {"model": {"path": "a/b"}}),
     ({"cache": "dbcache"}, {"cache": {"backend": "dbcache"}}),
+    (
+        {"model": {"path": "a/b", "components": {"vae": "x/y"}}},
+        {"model": {"path": "a/b", "components": {"vae": {"path": "x/y"}}}},
+    ),
     ({"model": {"path": "a/b", "lora": ["x/y"]}}, {"model": {"path": "a/b", "lora": [{"path": "x/y"}]}}),
     ({"sampling": {"scheduler": "Euler"}}, {"sampling": {"scheduler": {"name": "Euler"}}}),
     ({"stages": {"decoding": {"tiling": True}}}, {"stages": {"decoding": {"tiling": {"name": "on"}}}}),
@@ -95,7 +100,8 @@ def test_attention_has_the_names_of_diffusers_too(theirs, ours):
 def test_attention_may_differ_for_self_and_cross():
     both = {"name": "fa", "cross": "torch_sdpa"}
     attention = recipe(stages={"denoising": {"attention": both}}).stages.denoising.attention
-    assert (attention.of("self").name, attention.of("cross").name) == ("fa", "torch_sdpa")
+    said = attention.model_dump(mode="json", by_alias=True)
+    assert [chosen(said, "transformer", role).name for role in ("self", "cross")] == ["fa", "torch_sdpa"]
 
 
 def test_a_choice_without_options_is_written_as_its_name():
@@ -136,8 +142,12 @@ def test_what_is_no_size_is_refused(text):
 
 def test_every_key_has_a_description_and_null_only_where_it_is_the_default():
     sections = [Recipe, *(shape.section for key in known_keys() if (shape := find(tuple(key.split(".")))).section)]
-    sections += [field_shape(section, key).item.section for section in sections for key in fields_of(section)
-                 if field_shape(section, key).item and field_shape(section, key).item.section]
+    sections += [
+        field_shape(section, key).item.section
+        for section in sections
+        for key in fields_of(section)
+        if field_shape(section, key).item and field_shape(section, key).item.section
+    ]
     assert len(sections) > 20
     for section in sections:
         for name, field in fields_of(section).items():

@@ -1,0 +1,267 @@
+"""Attention backends as data: what each needs and can do, and which of them a recipe's setting chooses.
+
+Read by planning, `difftool doctor` and the worker alike, so it imports no torch.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+EVERYWHERE = ("cpu", "cuda", "rocm", "mps")
+SHOWN = {"cpu": "a CPU", "cuda": "CUDA", "rocm": "ROCm", "mps": "MPS"}
+HALVES = ("bf16", "fp16")
+SELF, CROSS, ALL = "self", "cross", "all"
+OPTIONS = ("mask_strategy_file_path", "sparsity")  # of a backend, beside its name
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a backend imports beyond torch: any of these distributions, of this release at least."""
+
+    distributions: tuple[str, ...]
+    install: str
+    release: str = "0"
+
+    def fault(self) -> str:
+        """Why it cannot be used; "" where it can."""
+        name = self.distributions[0]
+        found = next((version for each in self.distributions if (version := _version(each)) is not None), None)
+        if found is None:
+            return f"needs {name}, which is not installed"
+        return f"needs {name} {self.release} or newer, and {found} is installed" if _older(found, self.release) else ""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute attention.
+
+    `capabilities` are those of CUDA devices, from the first to below the second. `widths` of a head are multiples of
+    the first number, up to the second. `masks`: it can leave keys out; `lse`: it tells the log-sum-exp of its scores,
+    by which a ring puts parts together. `tiles`: it leaves out parts of a video, by the frames, rows and columns of its
+    tokens.
+    """
+
+    platforms: tuple[str, ...] = EVERYWHERE
+    package: Package | None = None
+    capabilities: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (99, 0))
+    dtypes: tuple[str, ...] = ("fp32", *HALVES)
+    widths: tuple[int, int] = (1, 1 << 20)
+    masks: bool = False
+    lse: bool = False
+    tiles: bool = False
+
+
+# Sources: the upstream pages that the install lines name, and the checks of diffusers' `attention_dispatch`.
+BACKENDS: Mapping[str, Backend] = {
+    "torch_sdpa": Backend(masks=True, lse=True),
+    "fa2": Backend(
+        platforms=("cuda", "rocm"),
+        package=Package(("flash-attn",), "pip install flash-attn --no-build-isolation", "2.6.3"),
+        capabilities=((8, 0), (99, 0)),
+        dtypes=HALVES,
+        widths=(8, 256),
+        lse=True,
+    ),
+    "fa3": Backend(
+        platforms=("cuda",),
+        package=Package(
+            ("flash-attn-3",),
+            "pip install 'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper' --no-build-isolation",
+        ),
+        capabilities=((9, 0), (10, 0)),
+        dtypes=HALVES,
+        widths=(8, 256),
+        lse=True,
+    ),
+    "fa4": Backend(
+        platforms=("cuda",),
+        package=Package(("flash-attn-4",), "pip install flash-attn-4"),
+        capabilities=((9, 0), (12, 0)),
+        dtypes=HALVES,
+        widths=(8, 128),
+    ),
+    "cudnn": Backend(
+        platforms=("cuda",), capabilities=((8, 0), (99, 0)), dtypes=HALVES, widths=(8, 128), masks=True, lse=True
+    ),
+    "sage_attn": Backend(
+        platforms=("cuda",),
+        package=Package(
+            ("sageattention",),
+            "pip install 'git+https://github.com/thu-ml/SageAttention' --no-build-isolation",
+            "2.1.1",
+        ),
+        capabilities=((8, 0), (13, 0)),
+        dtypes=HALVES,
+        widths=(1, 128),
+        lse=True,
+    ),
+    "sage_attn_3": Backend(
+        platforms=("cuda",),
+        package=Package(
+            ("sageattn3",),
+            "pip install 'git+https://github.com/thu-ml/SageAttention#subdirectory=sageattention3_blackwell' "
+            "--no-build-isolation",
+        ),
+        capabilities=((10, 0), (13, 0)),
+        dtypes=HALVES,
+        widths=(64, 128),
+    ),
+    "flex": Backend(platforms=("cpu", "cuda", "rocm"), masks=True, lse=True),
+    "aiter": Backend(
+        platforms=("rocm",),
+        package=Package(("amd-aiter", "aiter"), "pip install amd-aiter"),
+        dtypes=HALVES,
+        widths=(8, 256),
+    ),
+    "sliding_tile_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
+    "video_sparse_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
+}
+# names that stand for the first of several that can be used
+FAMILIES: Mapping[str, tuple[str, ...]] = {"fa": ("fa3", "fa4", "fa2")}
+AUTO: Mapping[str, tuple[str, ...]] = {"cuda": ("fa3", "fa4", "fa2"), "rocm": ("aiter",)}
+ALWAYS = "torch_sdpa"  # has everything that any attention needs, on every platform
+NAMES = ("auto", *FAMILIES, *BACKENDS)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an attention asks of a backend, whatever the machine. `head` is the width of a head, None where it is not
+    known; `masked`: some of its keys are left out; `ring`: keys come in parts; `split`: no rank has all tokens and
+    heads; `video`: its tokens begin with those of a video, whose frames, rows and columns are known.
+    """
+
+    head: int | None = None
+    masked: bool = False
+    ring: bool = False
+    split: bool = False
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where attention is computed: `dtype` as a recipe names it, `capability` that of a CUDA device."""
+
+    platform: str
+    dtype: str
+    capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a recipe says of one kind of attention in one component: a name, with the options it was given."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def chosen(setting: Any, component: str, role: str) -> Chosen:
+    """Of `stages.denoising.attention`: what is said of the component's role, else of the component, of the role, of
+    all. A backend that leaves out parts of a video is for self-attention: said of more than a role, it leaves the
+    others to `auto`.
+    """
+    whole = _mapping(setting)
+    own = _mapping((whole.get("components") or {}).get(component))
+    for said, wide in ((own.get(role), False), (own, True), (whole.get(role), False), (whole, True)):
+        if (name := _mapping(said).get("name")) is not None:
+            if wide and role == CROSS and name in BACKENDS and BACKENDS[name].tiles:
+                return Chosen("auto")
+            return Chosen(
+                name, {key: _mapping(said).get(key) for key in OPTIONS if _mapping(said).get(key) is not None}
+            )
+    return Chosen("auto")
+
+
+def named(setting: Any) -> dict[str, str]:
+    """The keys below `stages.denoising.attention` that name a backend, with the name; "" is the setting itself."""
+    whole = _mapping(setting)
+    found = {"": whole.get("name"), **{role: _mapping(whole.get(role)).get("name") for role in (SELF, CROSS)}}
+    for component, said in (whole.get("components") or {}).items():
+        own = _mapping(said)
+        found[f"components.{component}"] = own.get("name")
+        found |= {f"components.{component}.{role}": _mapping(own.get(role)).get("name") for role in (SELF, CROSS)}
+    return {key: name for key, name in found.items() if name is not None}
+
+
+def faults(name: str, site: Site, needs: Needs) -> list[str]:
+    """Why a backend cannot be used there; nothing where it can."""
+    backend = BACKENDS[name]
+    found = []
+    if site.platform not in backend.platforms:
+        platforms = listed([SHOWN[each] for each in backend.platforms])
+        found.append(f"runs on {platforms}, and this is {SHOWN[site.platform]}")
+    elif site.dtype not in backend.dtypes:
+        found.append(f"computes in {listed(backend.dtypes)}, and this is {site.dtype}")
+    if site.platform == "cuda" and site.capability is not None:
+        least, below = backend.capabilities
+        if not least <= site.capability < below:
+            upper = "" if below[0] == 99 else f" to below {_number(below)}"
+            found.append(f"needs compute capability {_number(least)}{upper}, and this is {_number(site.capability)}")
+    if backend.package is not None and (fault := backend.package.fault()):
+        found.append(fault)
+    return [*found, *unable(name, needs)]
+
+
+def unable(name: str, needs: Needs) -> list[str]:
+    """Those of the faults that no other machine mends."""
+    backend, found = BACKENDS[name], []
+    multiple, most = backend.widths
+    if needs.head is not None and (needs.head % multiple or needs.head > most):
+        of = f"in multiples of {multiple}, " if multiple > 1 else ""
+        found.append(f"takes heads {of}up to {most} wide, and these are {needs.head} wide")
+    if needs.masked and not backend.masks:
+        found.append("takes no masks, and this attention needs one")
+    if backend.tiles and not needs.video:
+        found.append("leaves out parts of a video in self-attention, and this attention is none of a video's tokens")
+    if backend.tiles and needs.split:
+        found.append("needs all tokens and heads on one rank, so parallel.sp=1 and tp=1")
+    elif needs.ring and not backend.lse:
+        found.append("does not tell the log-sum-exp by which parallel.ring puts parts together")
+    return found
+
+
+def explained(name: str, found: Sequence[str]) -> str:
+    """A backend's faults in one sentence, with the line that installs what it misses."""
+    package = BACKENDS[name].package
+    install = f"; install: {package.install}" if package is not None and package.fault() else ""
+    return f"{name} {'; '.join(found)}{install}"
+
+
+def candidates(name: str, platform: str) -> tuple[str, ...]:
+    """The backends that a name stands for, the best first."""
+    return (*AUTO.get(platform, ()), ALWAYS) if name == "auto" else FAMILIES.get(name, (name,))
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(([", ".join(names[:-1])] if len(names) > 1 else []) + list(names[-1:]))
+
+
+def installed(name: str) -> bool:
+    """Whether what a backend imports is there."""
+    package = BACKENDS[name].package
+    return package is None or not package.fault()
+
+
+def _mapping(said: Any) -> Mapping[str, Any]:
+    return said if isinstance(said, Mapping) else {"name": said}
+
+
+def _number(capability: tuple[int, int]) -> str:
+    return ".".join(str(part) for part in capability)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _older(version: str, release: str) -> bool:
+    return _release(version) < _release(release)
+
+
+def _release(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from difftool.errors import Problem
-from difftool.planning.plan import Degrees
 from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.schema import Recipe
 
 ANY = None
 OFF = ("auto", "none")
+
+ELSEWHERE = {"sweep": "only `difftool bench` runs it, an arm for each point; sweep=null leaves it out"}
 
 # key or section -> the values that take effect; ANY: all that the schema allows
 AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
@@ -19,30 +20,48 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "model.path": ANY,
     "model.id": ANY,
     "model.revision": ANY,
-    "model.backend": ("auto", "native"),
+    "model.backend": ANY,
+    "model.code": ANY,  # imported by find_checkpoint
+    "model.lora": ANY,  # checked by plan_loras
+    "model.components": ANY,  # checked by replace_components
+    "model.diffusers_kwargs": ANY,  # checked against the pipeline's call
+    "model.trust_remote_code": ANY,  # limited by check_foreign
     "stages.text_encoding.precision": ANY,
     "stages.text_encoding.offload": OFF,
+    "stages.text_encoding.compile": ANY,  # limited to what a compiler is there for, by the worker
+    "stages.text_encoding.quantization": ANY,  # limited to what the device computes, by the worker
     "stages.denoising.precision": ANY,
-    "stages.denoising.attention": ("auto", "torch_sdpa"),
-    "stages.denoising.compile": OFF,
+    "stages.text_encoding.attention": ANY,  # limited to what each encoder has, by the worker
+    "stages.denoising.attention": ANY,  # checked by check_attention
+    "stages.denoising.quantization": ANY,
+    "stages.denoising.compile": ANY,
     "stages.denoising.offload": OFF,
     "stages.denoising.kernels": OFF,
     "stages.decoding.precision": ANY,
-    "stages.decoding.tiling": OFF,
-    "stages.decoding.parallel": OFF,
+    "stages.decoding.tiling": ANY,  # limited to what the VAE has, by the worker
+    "stages.decoding.slicing": ANY,
+    "stages.decoding.parallel": ANY,
+    "stages.decoding.compile": ANY,
     "stages.decoding.offload": OFF,
     "stages.image_encoding.offload": OFF,
-    "parallel": ANY,  # solved, then limited by check_degrees
+    "parallel": ANY,  # solved
+    "cache": ANY,  # checked by check_cache
+    "stages.text_encoding.tp": ANY,  # checked by check_conflicts
     "sampling": ANY,  # checked against the family's facts
     "sampling.scheduler.name": ("auto",),
     "launch.device": ANY,
-    "launch.launcher": ("auto", "direct"),
+    "launch.offline": ANY,
+    "launch.launcher": ANY,
+    "launch.nnodes": ANY,
+    "launch.node_rank": ANY,
+    "launch.rdzv_endpoint": ANY,
+    "launch.prompt_embeds_dir": ANY,
     "launch.stall_timeout_s": ANY,
     "launch.threads": ANY,
     "output": ANY,  # its format is checked against what the family makes
     "perf": ANY,
+    "quality": ANY,  # its reference is checked by plan_quality
 }
-UNAVAILABLE_AXES = ("cfg", "ring", "ulysses", "tp")
 
 
 def check_available(recipe: Mapping[str, Any]) -> list[Problem]:
@@ -52,13 +71,10 @@ def check_available(recipe: Mapping[str, Any]) -> list[Problem]:
     return list(dict.fromkeys(problem for problem in found if problem is not None))
 
 
-def check_degrees(degrees: Degrees) -> list[Problem]:
-    """One problem for each axis that cannot be split yet, whether it was asked for or solved."""
-    split = [(axis, value) for axis in UNAVAILABLE_AXES if (value := getattr(degrees, axis)) > 1]
-    if degrees.hsdp != "none":
-        split.append(("hsdp", degrees.hsdp))
-    hint = f"use dp={degrees.num_gpus}, a replica on each rank, for many prompts"
-    return [Problem(f"parallel.{axis}", f"parallel.{axis}={value}: not available yet; {hint}") for axis, value in split]
+def takes_effect(key: str, value: object) -> bool:
+    """Whether this version applies a value of a recipe key: for what is told of it, where there is no plan to check."""
+    default = Recipe.model_validate({"model": "any"}).model_dump(mode="json", by_alias=True)
+    return _check(key, value, dict(leaves(default))) is None
 
 
 def _check(key: str, value: object, default: Mapping[str, object]) -> Problem | None:
@@ -68,7 +84,7 @@ def _check(key: str, value: object, default: Mapping[str, object]) -> Problem | 
         return None
     unset = next((name for name in ancestors(key) if name != key and name in default), None)
     if unset is not None:  # a section that is absent by default is refused as a whole
-        return Problem(unset, f"{unset}: not available yet")
+        return Problem(unset, f"{unset}: {ELSEWHERE.get(unset, 'not available yet')}")
     offer = f"; use {' or '.join(str(a) for a in allowed)}" if allowed else ""
     return Problem(key, f"{key}={_shown(value)}: not available yet{offer}")
 

@@ -6,15 +6,21 @@ from typing import Any
 
 from difftool.errors import Problem
 from difftool.planning.plan import Degrees
-from difftool.planning.tree import at
+from difftool.planning.tree import at, word_of
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a conflict is judged by: the recipe, the solved degrees and the items' sampling values."""
+    """What a conflict is judged by: the recipe, the solved degrees, and whose pipeline runs: native or diffusers."""
 
     recipe: Mapping[str, Any]
     degrees: Degrees
+    backend: str = "native"
+
+    @property
+    def replica(self) -> int:
+        """How many ranks make an item together."""
+        return self.degrees.num_gpus // self.degrees.dp
 
     def get(self, key: str) -> Any:
         """A recipe value by its dotted key."""
@@ -23,7 +29,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Conflict:
-    """`holds` is true where the settings exclude each other; `key` is where the problem is shown."""
+    """`holds` is true where the settings exclude each other; `key` is where the problem is shown, and its `{value}`."""
 
     key: str
     holds: Callable[[Situation], bool]
@@ -32,28 +38,69 @@ class Conflict:
 
 CONFLICTS = (
     Conflict(
-        "parallel.hsdp",
-        lambda s: s.degrees.hsdp != "none" and s.degrees.tp > 1,
-        "parallel.hsdp shards over the ranks that tensor parallel splits; use tp=1 or hsdp=none",
-    ),
-    Conflict(
-        "parallel.hsdp",
-        lambda s: isinstance(s.degrees.hsdp, int) and s.degrees.num_gpus % s.degrees.hsdp != 0,
-        "parallel.hsdp does not divide num_gpus",
+        "stages.text_encoding.tp",
+        lambda s: s.get("stages.text_encoding.tp") not in (1, s.replica),
+        "stages.text_encoding.tp={value}, and {replica} ranks make an item together; use {valid}",
     ),
     Conflict(
         "stages.text_encoding.tp",
-        lambda s: s.get("stages.text_encoding.tp") not in (1, s.degrees.num_gpus),
-        "stages.text_encoding.tp splits the encoders over all ranks; use 1 or num_gpus",
+        lambda s: (
+            s.get("stages.text_encoding.tp") > 1 and s.get("stages.text_encoding.offload") not in ("auto", "none")
+        ),
+        "stages.text_encoding.tp={value} leaves a part of each encoder on every rank, and stages.text_encoding.offload "
+        "moves whole ones; use one of them",
     ),
     Conflict(
-        "model.trust_remote_code",
-        lambda s: s.get("model.trust_remote_code") and s.get("model.revision") is None,
-        "model.trust_remote_code needs a pinned model.revision",
+        "launch.device",
+        lambda s: s.get("launch.device") == "mps" and s.degrees.num_gpus > 1,
+        "launch.device=mps has one device, and num_gpus={num_gpus}; use num_gpus=1",
+    ),
+    Conflict(
+        "stages.decoding.parallel",
+        lambda s: s.get("stages.decoding.parallel") == "tiled" and s.replica == 1,
+        "stages.decoding.parallel={value} deals tiles to the ranks that make an item, and one makes it; use none, or "
+        "split items by cfg, ulysses, ring or tp",
+    ),
+    Conflict(
+        "stages.decoding.parallel",
+        lambda s: s.get("stages.decoding.parallel") == "tiled" and word_of(s.get("stages.decoding.tiling")) == "none",
+        "stages.decoding.parallel={value} deals tiles out, and stages.decoding.tiling=none makes none; leave one of "
+        "them out",
+    ),
+    Conflict(
+        "launch.prompt_embeds_dir",
+        lambda s: s.get("launch.prompt_embeds_dir") is not None and s.get("stages.text_encoding.tp") > 1,
+        "launch.prompt_embeds_dir: ranks that encode a text together must all encode it; use stages.text_encoding.tp=1",
+    ),
+    Conflict(
+        "launch.prompt_embeds_dir",
+        lambda s: s.get("launch.prompt_embeds_dir") is not None and s.get("perf.repeats") > 1,
+        "launch.prompt_embeds_dir: with perf.repeats above 1 every sample pays for its encoding; leave one of them out",
+    ),
+    Conflict(
+        "launch.prompt_embeds_dir",
+        lambda s: s.get("launch.prompt_embeds_dir") is not None and s.backend == "diffusers",
+        "launch.prompt_embeds_dir: a pipeline that diffusers runs by itself encodes every text; leave it out",
+    ),
+    Conflict(
+        "stages.denoising.compile",
+        lambda s: s.get("stages.denoising.compile") == "full" and s.get("cache.backend") != "none",
+        "stages.denoising.compile={value} makes one graph of a forward, and a cache decides at every step which of its "
+        "blocks run; use regional, or cache=none",
+    ),
+    Conflict(
+        "parallel.hsdp",
+        lambda s: s.degrees.sharing > 1 and word_of(s.get("stages.denoising.quantization")) != "none",
+        "parallel.hsdp={value} puts a block together from shares of its weights, and knows none of quantized ones; "
+        "leave stages.denoising.quantization out, or use hsdp=none",
     ),
 )
 
 
 def check_conflicts(situation: Situation) -> list[Problem]:
     """Every conflict that holds."""
-    return [Problem(c.key, c.message) for c in CONFLICTS if c.holds(situation)]
+    replica = situation.replica
+    valid = "1" if replica == 1 else f"1 or {replica}"
+    facts = {"num_gpus": situation.degrees.num_gpus, "replica": replica, "valid": valid}
+    found = [conflict for conflict in CONFLICTS if conflict.holds(situation)]
+    return [Problem(c.key, c.message.format(value=situation.get(c.key), **facts)) for c in found]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from difftool.errors import Problem
+from difftool.facts import AXES, SEQUENCE
 from difftool.planning.plan import Degrees
 
 Word = int | str  # a number, or the word auto
@@ -12,7 +13,9 @@ Word = int | str  # a number, or the word auto
 
 @dataclass(frozen=True)
 class Asked:
-    """The recipe's `parallel` section with what the model allows: its heads (None: unknown) and a second branch."""
+    """The recipe's `parallel` section with what the request and the model allow: its branches; its heads (None:
+    unknown) and the axes it can be split along.
+    """
 
     num_gpus: Word
     dp: int
@@ -23,7 +26,8 @@ class Asked:
     tp: int
     hsdp: str | int
     heads: int | None
-    second_branch: bool
+    branches: int
+    axes: tuple[str, ...]
 
 
 def divisors(number: int) -> list[int]:
@@ -35,10 +39,11 @@ def solve(asked: Asked) -> Degrees | list[Problem]:
     """The degrees, or what is wrong with the request. `auto`: cfg 2 where it pays, then Ulysses, then ring."""
     if problems := _illegal(asked):
         return problems
-    only_hsdp = asked.hsdp != "none" and all(v in (1, "auto") for v in (asked.dp, asked.cfg, asked.sp, asked.tp))
+    axes = (asked.dp, asked.cfg, asked.sp, asked.ulysses, asked.ring, asked.tp)
+    only_hsdp = asked.hsdp != "none" and all(degree in (1, "auto") for degree in axes)
     for dp, cfg, ulysses, ring in _candidates(asked, only_hsdp):
         ranks = dp * cfg * ulysses * ring * asked.tp
-        divides = asked.heads is None or asked.heads % ulysses == 0
+        divides = asked.heads is None or asked.heads % (ulysses * asked.tp) == 0
         if divides and asked.num_gpus in ("auto", ranks) and asked.sp in ("auto", ulysses * ring):
             return Degrees(num_gpus=ranks, dp=dp, cfg=cfg, ring=ring, ulysses=ulysses, tp=asked.tp, hsdp=asked.hsdp)
     return [_does_not_multiply(asked)]
@@ -52,16 +57,29 @@ def _candidates(asked: Asked, only_hsdp: bool) -> list[tuple[int, int, int, int]
     sequence = asked.sp if isinstance(asked.sp, int) else None
     limit = world or sequence or 1
     degrees = divisors(limit)
-    cfg_free = [2, 1] if world is not None and asked.second_branch else [1]
-    cfgs = [asked.cfg] if isinstance(asked.cfg, int) else cfg_free
-    ulysses = [asked.ulysses] if isinstance(asked.ulysses, int) else degrees[::-1]
-    rings = [asked.ring] if isinstance(asked.ring, int) else degrees
-    return [(asked.dp, cfg, u, r) for cfg, u, r in product(cfgs, ulysses, rings)]
+    free = {
+        "cfg": [2, 1] if world is not None and asked.branches > 1 else [1],
+        "ulysses": degrees[::-1],
+        "ring": degrees,
+    }
+    for axis in free:
+        if isinstance(fixed := getattr(asked, axis), int):
+            free[axis] = [fixed]
+        elif axis not in asked.axes:
+            free[axis] = [1]
+    return [(asked.dp, cfg, u, r) for cfg, u, r in product(*free.values())]
 
 
 def _illegal(asked: Asked) -> list[Problem]:
     """Values that no number of ranks makes right."""
-    problems: list[Problem] = []
+    problems = [
+        Problem(
+            f"parallel.{axis}",
+            f"parallel.{axis}={value}: this model is split along {', '.join(asked.axes)} alone; use {axis}=1",
+        )
+        for axis in AXES
+        if isinstance(value := getattr(asked, axis), int) and value > 1 and axis not in asked.axes
+    ]
     if asked.heads is not None and isinstance(asked.ulysses, int) and asked.heads % asked.ulysses:
         valid = ", ".join(str(d) for d in divisors(asked.heads))
         problems.append(
@@ -77,16 +95,17 @@ def _illegal(asked: Asked) -> list[Problem]:
                 "parallel.tp", f"parallel.tp={asked.tp} does not divide {asked.heads} attention heads; valid: {valid}"
             )
         )
-    if isinstance(asked.cfg, int) and asked.cfg > 1 and not asked.second_branch:
-        problems.append(
-            Problem(
-                "parallel.cfg",
-                f"parallel.cfg={asked.cfg}, but this request runs one guidance branch; use cfg=1, or give a negative "
-                "prompt with a guidance above 1",
-            )
-        )
-    if isinstance(asked.cfg, int) and asked.cfg > 2:
-        problems.append(Problem("parallel.cfg", f"parallel.cfg={asked.cfg}: there are two branches at most; use 2"))
+    if not problems and asked.heads is not None and isinstance(asked.ulysses, int):
+        share = asked.ulysses * asked.tp
+        if asked.heads % share:
+            each = [str(d) for d in divisors(asked.heads) if asked.heads % (d * asked.tp) == 0]
+            valid = " or ".join(filter(None, [", ".join(each[:-1]), each[-1]]))
+            message = f"parallel.ulysses={asked.ulysses} and tp={asked.tp} share {asked.heads} attention heads"
+            problems.append(Problem("parallel.ulysses", f"{message} among {share}; use ulysses={valid}"))
+    if isinstance(asked.cfg, int) and asked.cfg > asked.branches:
+        one = "one guidance branch; use cfg=1, or give a negative prompt with a guidance that uses it"
+        runs = one if asked.branches == 1 else f"{asked.branches} guidance branches; use cfg={asked.branches}"
+        problems.append(Problem("parallel.cfg", f"parallel.cfg={asked.cfg}, but this request runs {runs}"))
     fixed = [v for v in (asked.ulysses, asked.ring) if isinstance(v, int)]
     if isinstance(asked.sp, int) and len(fixed) == 2 and fixed[0] * fixed[1] != asked.sp:
         problems.append(
@@ -101,6 +120,10 @@ def _illegal(asked: Asked) -> list[Problem]:
 
 def _does_not_multiply(asked: Asked) -> Problem:
     """Names the keys that are fixed, their product, and a change that works."""
+    if not {*SEQUENCE, "tp"} & set(asked.axes):
+        alone = f"this model is split along {', '.join(asked.axes)} alone"
+        way_out = f"use dp={asked.num_gpus}, a replica on each rank"
+        return Problem("parallel", f"parallel: num_gpus={asked.num_gpus}, and {alone}; {way_out}")
     fixed: Mapping[str, int] = {
         axis: value
         for axis in ("dp", "cfg", "ulysses", "ring", "tp")

@@ -4,30 +4,56 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from difftool.errors import Problem, RecipeError
-from difftool.planning.availability import check_available, check_degrees
+from difftool.planning.attention import attention_choice, check_attention
+from difftool.planning.availability import check_available
+from difftool.planning.caching import cache_choices, check_cache, check_cache_package
 from difftool.planning.checkpoint import Checkpoint, find_checkpoint
+from difftool.planning.compiling import compile_choice
+from difftool.planning.components import base_of, replace_components
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
+from difftool.planning.foreign import check_foreign
 from difftool.planning.items import Items, draw, draw_seeds, make_items
-from difftool.planning.plan import GIF_MAX_FPS, Choice, Degrees, Item, OutputPlan, Plan
+from difftool.planning.loras import lora_content, named, plan_loras
+from difftool.planning.nodes import check_launch, plan_nodes
+from difftool.planning.packages import check_packages
+from difftool.planning.pictures import by_content, digests
+from difftool.planning.plan import (
+    GIF_MAX_FPS,
+    Choice,
+    Degrees,
+    Item,
+    LoraPlan,
+    OutputPlan,
+    Plan,
+    ProfilePlan,
+    QualityPlan,
+)
+from difftool.planning.prediction import predict
+from difftool.planning.references import plan_quality, quality_problems, without_keys
+from difftool.planning.sharing import check_sharing
 from difftool.planning.tree import ancestors, leaves
-from difftool.recipe.load import Loaded
+from difftool.recipe.load import Loaded, lay_over
 from difftool.recipe.prompts import read_prompts
+from difftool.recipe.stages import TextEncoding
 
 UNHASHED = ("schema", "name", "extends", "launch", "output", "serve", "perf")  # cannot change a picture
 WORKLOAD = ("model", "sampling")
 MAX_AUTO_THREADS = 4  # the same on one rank and many, and on most machines: CPU bytes depend on it
 SUFFIXES = {f".{kind}": kind for kind in ("png", "jpg", "webp", "mp4", "gif", "wav", "npz")} | {".jpeg": "jpg"}
-FORMATS = {  # of what a family makes; the first is what `auto` means
-    "single pictures": ("png", "jpg", "webp", "npz"),
-    "videos": ("mp4", "gif", "npz"),
-    "sound": ("wav", "npz"),
+FORMATS: Mapping[str, tuple[str, ...]] = {  # of what a pipeline makes; the first is what `auto` means
+    "image": ("png", "jpg", "webp", "npz"),
+    "video": ("mp4", "gif", "npz"),
+    "audio": ("wav", "npz"),
 }
+PLURALS = {"image": "single pictures", "video": "videos", "audio": "sound"}
+PRECISION = "fp32 on a CPU, bf16 on CUDA and MPS"
 WITH_QUALITY = ("jpg", "webp", "mp4")  # formats that lose something
 
 
@@ -35,6 +61,7 @@ WITH_QUALITY = ("jpg", "webp", "mp4")  # formats that lose something
 class RunOptions:
     """What the command line decides besides the recipe: `-o FILE` or `-o FOLDER/`, whether to write media, and whether
     to go on after an item has failed. `recorded` is the plan of the run that is taken up: its drawn seeds are kept.
+    A `preview` is a plan to be looked at, which need not be able to run. `profile`: what a profiler is to record.
     """
 
     output_file: Path | None = None
@@ -43,33 +70,87 @@ class RunOptions:
     return_frames: bool = False
     keep_going: bool = False
     recorded: Plan | None = None
+    preview: bool = False
+    profile: ProfilePlan | None = None
 
 
 def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
-    """The complete plan. Raises RecipeError with every problem, WeightsError for a model folder that is not one."""
+    """The complete plan. Raises RecipeError with every problem, WeightsError for a model folder that is not one, and
+    PlanError for a package that the model needs and this machine lacks.
+
+    A preview may have no items, and what this version does not do yet is in its `refused` instead of raised.
+    """
     recipe = loaded.recipe.model_dump(mode="json", by_alias=True)
-    problems = check_available(recipe)
+    problems, missing = list[Problem](), check_available(recipe)
     try:
-        checkpoint = find_checkpoint(recipe["model"]["path"], recipe["model"]["id"], recipe["model"]["revision"])
+        checkpoint = _checkpoint(recipe["model"])
     except RecipeError as error:
-        raise _located([*problems, *error.problems], loaded) from None
+        raise _located([*missing, *error.problems], loaded) from None
     drawn = run.recorded.recipe["sampling"] if run.recorded is not None else {}
     recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"], drawn.get("seed"))
     entries = draw_seeds(_entries(recipe["sampling"], loaded), drawn.get("prompts") or ())
     items = make_items(recipe["sampling"], entries, checkpoint)
     problems += items.problems
-    if not items.items:
-        problems.append(Problem("sampling", "sampling.prompt: there is nothing to make; give a prompt with -p"))
+    if not items.items and not run.preview:
+        missing.append(Problem("sampling", "sampling.prompt: there is nothing to make; give a prompt with -p"))
+    problems += check_foreign(checkpoint.model)
+    try:
+        loras = plan_loras(recipe["model"], checkpoint)
+    except RecipeError as error:
+        problems, loras = [*problems, *error.problems], ()
     degrees = _degrees(recipe["parallel"], checkpoint, items.shared.values)
     if isinstance(degrees, Degrees):
-        problems += check_conflicts(Situation(recipe, degrees)) + check_degrees(degrees)
+        problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend))
+        problems += check_attention(recipe["stages"]["denoising"]["attention"], checkpoint, degrees)
+        problems += check_cache(recipe["cache"], checkpoint, degrees, items.items)
+        problems += check_sharing(degrees, items.items, checkpoint.family)
+        problems += check_launch(recipe, degrees, keep_going=run.keep_going)
     else:
         problems += degrees
+    problems += quality_problems(recipe["quality"], checkpoint.pipeline.makes)
+    problems += _profile_problems(run.profile, items.items)
     problems += _name_problems(recipe["output"]) + _format_problems(recipe["output"], run, checkpoint, items.items)
-    if problems or not isinstance(degrees, Degrees):
-        raise _located(problems, loaded)
+    if problems or (missing and not run.preview) or not isinstance(degrees, Degrees):
+        raise _located([*problems, *missing], loaded)
+    check_packages(checkpoint)
+    check_cache_package(recipe["cache"])
+    recipe["model"]["lora"] = named(recipe["model"]["lora"], loras)
     resolved = _resolved(recipe, entries, items, degrees, loaded.name)
-    return _plan(resolved, checkpoint, items, degrees, run, _provenance(resolved, items, loaded))
+    plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded))
+    quality = _quality(loaded, plan)
+    refused = tuple(str(problem) for problem in _located(missing, loaded).problems)
+    prediction = predict(checkpoint, degrees, _first(items), resolved) if run.preview else None
+    return plan.model_copy(update={"refused": refused, "prediction": prediction, "quality": quality})
+
+
+def _quality(loaded: Loaded, plan: Plan) -> QualityPlan:
+    try:
+        return plan_quality(plan, partial(_reference, loaded, plan))
+    except RecipeError as error:
+        raise RecipeError(_located(error.problems, loaded).problems, hint=error.hint) from None
+
+
+def _reference(loaded: Loaded, plan: Plan) -> Plan:
+    """The plan of the same recipe without the keys that `quality.reference.without` names; its seeds are those drawn.
+
+    Raises RecipeError where they cannot be left out.
+    """
+    laid = lay_over(loaded, without_keys(plan.recipe["quality"]["reference"]["without"]))
+    return make_plan(laid, run=RunOptions(output_dir=plan.output.dir, save_output=False, recorded=plan))
+
+
+def _first(items: Items) -> Mapping[str, Any]:
+    """The sampling values of the first item or, without any, those of the run."""
+    return items.items[0].sampling if items.items else items.shared.values
+
+
+def _checkpoint(model: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint, with what the recipe says of how it is loaded and called."""
+    path, components = base_of(model)
+    found = find_checkpoint(path, model["id"], model["revision"], model["backend"], model["code"])
+    said = {key: model[key] for key in ("diffusers_kwargs", "trust_remote_code")}
+    found = replace(found, model=found.model.model_copy(update={**said, "name": model["path"]}))
+    return replace_components(components, found)
 
 
 def _entries(sampling: Mapping[str, Any], loaded: Loaded) -> Sequence[Mapping[str, Any]]:
@@ -85,17 +166,7 @@ def _entries(sampling: Mapping[str, Any], loaded: Loaded) -> Sequence[Mapping[st
 
 def _degrees(parallel: Mapping[str, Any], checkpoint: Checkpoint, values: Mapping[str, Any]) -> Degrees | list[Problem]:
     facts = checkpoint.family
-    scale = values.get(facts.second_branch)
-    second = scale is not None and scale > 1 and values.get("negative_prompt") is not None
-    return solve(Asked(**parallel, heads=checkpoint.transformer.get(facts.heads_key), second_branch=second))
-
-
-def _makes(checkpoint: Checkpoint) -> str:
-    """What comes out: a key of FORMATS."""
-    facts = checkpoint.family
-    if facts.pipeline_classes[checkpoint.model.pipeline_class] == "t2a":
-        return "sound"
-    return "single pictures" if facts.num_frames is None else "videos"
+    return solve(Asked(**parallel, heads=checkpoint.heads, branches=facts.branches(values), axes=facts.axes))
 
 
 def _format(output: Mapping[str, Any], run: RunOptions, made: str) -> str | None:
@@ -109,18 +180,26 @@ def _format(output: Mapping[str, Any], run: RunOptions, made: str) -> str | None
 def _format_problems(
     output: Mapping[str, Any], run: RunOptions, checkpoint: Checkpoint, items: Sequence[Item]
 ) -> list[Problem]:
-    made = _makes(checkpoint)
+    made = checkpoint.pipeline.makes
     kind = _format(output, run, made)
     if kind not in FORMATS[made]:
         valid = f"{', '.join(FORMATS[made][:-1])} or {FORMATS[made][-1]}"
         asked = f"-o {run.output_file}" if run.output_file is not None else f"output.format={kind}"
-        return [Problem("output.format", f"{asked}: {checkpoint.family.title} makes {made}; use {valid}")]
+        return [Problem("output.format", f"{asked}: {checkpoint.family.title} makes {PLURALS[made]}; use {valid}")]
     found = []
     if output["quality"] is not None and kind not in WITH_QUALITY:
         found.append(Problem("output.quality", f"output.quality: {kind} has none; it is for {', '.join(WITH_QUALITY)}"))
     if kind == "gif" and any(item.sampling.get("fps", 0) > GIF_MAX_FPS for item in items):
         found.append(Problem("sampling.fps", f"sampling.fps: a gif shows {GIF_MAX_FPS} frames a second at most"))
     return found
+
+
+def _profile_problems(profile: ProfilePlan | None, items: Sequence[Item]) -> list[Problem]:
+    """Of the first step nothing is recorded, unless every stage is."""
+    if profile is None or profile.all_stages or all(item.sampling["num_inference_steps"] > 1 for item in items):
+        return []
+    key = "sampling.num_inference_steps"
+    return [Problem(key, f"{key}=1 leaves no step to record after the one to warm up; use --profile-all-stages")]
 
 
 def _name_problems(output: Mapping[str, Any]) -> list[Problem]:
@@ -193,31 +272,53 @@ def _plan(
     items: Items,
     degrees: Degrees,
     run: RunOptions,
+    loras: tuple[LoraPlan, ...],
     provenance: Mapping[str, str],
 ) -> Plan:
-    hashed = {key: value for key, value in resolved.items() if key not in UNHASHED}
-    facts, launch, perf = checkpoint.family, resolved["launch"], resolved["perf"]
+    pictures = digests([item.sampling for item in items.items])
+    model = {**resolved["model"], "lora": lora_content(loras), "code": checkpoint.model.code_sha256}
+    content = {**resolved, "model": model, "sampling": by_content(resolved["sampling"], pictures)}
+    hashed = {key: value for key, value in content.items() if key not in UNHASHED}
+    launch, perf = resolved["launch"], resolved["perf"]
     return Plan(
         name=resolved["name"],
-        task=facts.pipeline_classes[checkpoint.model.pipeline_class],
+        task=checkpoint.pipeline.task(checkpoint.configs),
         model=checkpoint.model,
+        loras=loras,
         degrees=degrees,
         device=launch["device"],
         stages=resolved["stages"],
         items=items.items,
-        output=_output(resolved["output"], run, _makes(checkpoint)),
+        pictures=pictures,
+        output=_output(resolved["output"], run, checkpoint.pipeline.makes),
+        profile=run.profile,
         keep_going=run.keep_going,
         warmup=perf["warmup"],
         repeats=perf["repeats"],
         tag=perf["tag"],
         threads=_threads(launch["threads"], checkpoint),
         stall_timeout_s=launch["stall_timeout_s"],
-        choices=_choices(resolved, checkpoint),
+        prompt_embeds_dir=launch["prompt_embeds_dir"],
+        puts_encoders_off=_puts_encoders_off(resolved, loras),
+        launcher=launch["launcher"],
+        nodes=plan_nodes(launch),
+        choices=(
+            *_choices(resolved, checkpoint),
+            *compile_choice(resolved, items.items, native=checkpoint.model.backend == "native"),
+            *cache_choices(resolved["cache"], items.items),
+        ),
         recipe=resolved,
         provenance=provenance,
         recipe_sha256=_sha256(hashed),
-        workload_sha256=_sha256({key: resolved[key] for key in WORKLOAD}),
+        workload_sha256=_sha256({key: content[key] for key in WORKLOAD}),
     )
+
+
+def _puts_encoders_off(resolved: Mapping[str, Any], loras: Sequence[LoraPlan]) -> bool:
+    """Where encodings are kept, and the encoders are as their files have them: what changes them needs them there."""
+    asked = resolved["stages"]["text_encoding"]
+    plain = {**TextEncoding().model_dump(mode="json"), "precision": asked["precision"]}
+    return resolved["launch"]["prompt_embeds_dir"] is not None and not loras and asked == plain
 
 
 def _threads(asked: int | str, checkpoint: Checkpoint) -> int:
@@ -255,14 +356,23 @@ def _output(output: Mapping[str, Any], run: RunOptions, made: str) -> OutputPlan
 def _choices(resolved: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Choice, ...]:
     """What `auto` means here, said before anything runs."""
     stages, launch = resolved["stages"], resolved["launch"]
-    precision = "fp32 on a CPU, bf16 on CUDA and MPS"
+    kept = checkpoint.family.keep_fp32
     chosen = [
-        Choice(key=f"stages.{role}.precision", value=precision, reason="what each platform is made for")
+        Choice(key=f"stages.{role}.precision", value="fp32", reason=kept[role])
+        if role in kept
+        else Choice(key=f"stages.{role}.precision", value=PRECISION, reason="what each platform is made for")
         for role in ("text_encoding", "denoising", "decoding")
         if stages[role]["precision"] == "auto"
     ]
-    if stages["denoising"]["attention"] == "auto":
-        chosen.append(Choice(key="stages.denoising.attention", value="torch_sdpa", reason="runs on every platform"))
+    if (attention := attention_choice(stages["denoising"]["attention"], checkpoint, launch["device"])) is not None:
+        chosen.append(attention)
+    if resolved["model"]["backend"] == "auto" and checkpoint.model.backend == "diffusers":
+        reason = f"no family runs {checkpoint.model.pipeline_class} natively"
+        chosen.append(Choice(key="model.backend", value="diffusers", reason=reason))
+    if stages["decoding"]["tiling"] == "auto":
+        tiled = stages["decoding"]["parallel"] == "tiled"
+        reason = "stages.decoding.parallel deals them out" if tiled else "tiles are blended, which is not exact"
+        chosen.append(Choice(key="stages.decoding.tiling", value="on" if tiled else "none", reason=reason))
     if launch["device"] == "auto":
         chosen.append(Choice(key="launch.device", value="cuda, else mps, else cpu", reason="the fastest present"))
     if launch["threads"] == "auto":

@@ -42,6 +42,16 @@ def target(plan: Plan, item: Item, run_id: str) -> Path:
     return folder / f"{name}.{plan.output.format}"
 
 
+def recorded_file(plan: Plan, run_id: str, what: str) -> Path:
+    """Where something that was recorded of a run goes: beside its media, `<run id>-<what>`."""
+    return Path(plan.output.dir, f"{run_id}-{what}")
+
+
+def nsys_report(plan: Plan, run_id: str) -> Path:
+    """The one report of all ranks; `nsys` gives it this suffix."""
+    return recorded_file(plan, run_id, "all_ranks.nsys-rep")
+
+
 def candidates(path: Path, collision: str) -> Iterator[Path]:
     """Names to try in turn: the path, then `-1`, `-2`, … under `suffix`. Raises OutputError under `error`."""
     yield path

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from difftool.families.index import family_facts
-from difftool.planning.plan import Degrees, Plan
+from difftool.families.index import planned_family
+from difftool.planning.plan import Degrees, Nodes, Plan
+from difftool.planning.render_cost import render_cost
 from difftool.planning.tree import leaves
 
 SHOWN_ITEMS = 8
@@ -17,19 +18,25 @@ WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # words s
 
 def render_plan(plan: Plan) -> str:
     """The whole page, ending in a newline."""
-    facts = family_facts(plan.model.family)
     head = [
         f"plan      {plan.name}",
-        f"model     {plan.model.name} ({facts.title}, {plan.task}, {plan.model.pipeline_class})",
+        f"model     {plan.model.name} ({_title(plan)}, {plan.task}, {plan.model.pipeline_class})",
         f"weights   {_weights(plan)}",
         f"device    {plan.device}, {plan.threads} CPU threads a process",
-        f"ranks     {_topology(plan.degrees)}",
+        f"ranks     {_topology(plan.degrees, plan.nodes)}",
         f"runs      {_runs(plan)}",
         f"output    {_output(plan)}",
         f"recipe    sha256 {plan.recipe_sha256[:16]}, workload {plan.workload_sha256[:16]}",
     ]
-    sections = [head, _items(plan), _choices(plan), _settings(plan)]
+    sections = [head, *render_cost(plan), _items(plan), _choices(plan), _settings(plan), _refused(plan)]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _title(plan: Plan) -> str:
+    """Whose pipeline it is."""
+    model = plan.model
+    native = model.backend != "diffusers"
+    return planned_family(model.family, model.pipeline_class, model.code).title if native else "diffusers"
 
 
 def render_resolved(plan: Plan, *, origins: bool = True) -> str:
@@ -71,10 +78,11 @@ def _weights(plan: Plan) -> str:
     return f"{plan.model.hub_id} at {plan.model.revision or 'its latest revision'}, fetched if missing"
 
 
-def _topology(degrees: Degrees) -> str:
+def _topology(degrees: Degrees, nodes: Nodes | None) -> str:
     axes = [f"{axis} {getattr(degrees, axis)}" for axis in ("dp", "cfg", "ring", "ulysses", "tp")]
     hsdp = "" if degrees.hsdp == "none" else f", weights sharded (hsdp {degrees.hsdp})"
-    return f"{degrees.num_gpus} = {' x '.join(axes)}{hsdp}"
+    where = f", on {nodes.count} nodes that meet at {nodes.endpoint}" if nodes is not None else ""
+    return f"{degrees.num_gpus} = {' x '.join(axes)}{hsdp}{where}"
 
 
 def _runs(plan: Plan) -> str:
@@ -89,12 +97,20 @@ def _output(plan: Plan) -> str:
     return f"{plan.output.dir}/{plan.output.file or plan.output.name + '.' + plan.output.format}"
 
 
+def _size(sampling: Mapping[str, Any]) -> str:
+    """Width, height and, of a video, frames."""
+    sides = [sampling[key] for key in ("width", "height", "num_frames") if sampling.get(key) is not None]
+    return "x".join(str(side) for side in sides)
+
+
 def _items(plan: Plan) -> list[str]:
     rows = [
-        f"  {item.id:<8} seed {item.seed:<12} {item.sampling['width']}x{item.sampling['height']}, "
+        f"  {item.id:<8} seed {item.seed:<12} {_size(item.sampling)}, "
         f"{item.sampling['num_inference_steps']} steps  {_short(item.prompt)}"
         for item in plan.items[:SHOWN_ITEMS]
     ]
+    if not rows:
+        return ["items", "  none; give a prompt with -p"]
     more = len(plan.items) - SHOWN_ITEMS
     return ["items", *rows, *([f"  and {more} more"] if more > 0 else [])]
 
@@ -102,6 +118,10 @@ def _items(plan: Plan) -> list[str]:
 def _choices(plan: Plan) -> list[str]:
     rows = [f"  {c.key:<34} {c.value:<37} {c.reason}" for c in plan.choices]
     return ["auto chooses", *rows] if rows else []
+
+
+def _refused(plan: Plan) -> list[str]:
+    return ["refused: this plan cannot run", *(f"  {line}" for line in plan.refused)] if plan.refused else []
 
 
 def _settings(plan: Plan) -> list[str]:

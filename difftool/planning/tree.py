@@ -22,6 +22,11 @@ def at(tree: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
+def word_of(choice: Any) -> Any:
+    """The word of a setting that may be a word or a mapping with it and its options."""
+    return choice["name"] if isinstance(choice, Mapping) else choice
+
+
 def ancestors(dotted: str) -> Iterator[str]:
     """The key itself, then its parents, nearest first."""
     while dotted:

@@ -1,27 +1,29 @@
 """Starts the ranks of one machine and holds their pipes: the part that runs and the rank pool have in common.
 
 The ranks are children of an agent (`difftool.parallel.agent`), which is `torch.distributed.run`. It gives its children
-sessions of their own and no inherited pipes, so each rank answers through a named pipe in a temporary folder.
+sessions of their own and no inherited pipes, so each rank answers through a named pipe in a private folder.
 A rank's first line tells its process id: `{"event": "started", "pid": 123, …}`.
+
+A recorder such as `nsys profile` stands between: it starts the agent, and a keeper (`difftool.parallel.keeper`) starts
+it and ends when both have ended.
 """
 
 import contextlib
 import json
 import os
-import selectors
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from difftool.files import output_error
 from difftool.launch.child import POLL_S, wait_for
+from difftool.launch.pipes import Pipes, PrivateFolder, open_pipe
 
 AGENT = (sys.executable, "-m", "difftool.parallel.agent")
+KEEPER = (sys.executable, "-m", "difftool.parallel.keeper")
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # all that ranks of one machine say to each other stays on it
 PRIVATE = {
@@ -29,7 +31,6 @@ PRIVATE = {
     "NCCL_SOCKET_IFNAME": LOOPBACK,
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
-STARTED = b'{"event": "started", "pid": '
 LAST_WORDS_S = 10.0  # for the agent to end once its ranks are dead
 TOLD = (0, -signal.SIGTERM, 128 + signal.SIGINT)  # how a rank ends that is asked to
 
@@ -46,30 +47,32 @@ class Agent:
         environment: Mapping[str, str],
         hurry: Callable[[], bool] = lambda: False,
         with_tasks: bool = False,
+        network: Mapping[str, str] = PRIVATE,
+        recorder: Sequence[str] = (),
     ):
-        """`hurry()` true cuts every wait short; `with_tasks` lets `send` reach the ranks.
+        """`hurry()` true cuts every wait short; `with_tasks` lets `send` reach the ranks; `network` is added to the
+        environment; `recorder` is a command that starts another and records it.
 
         Raises OutputError where the log cannot be written.
         """
         self.ranks = ranks
-        self.pids: dict[int, int] = {}
         self._hurry = hurry
-        self._pending = dict.fromkeys(range(ranks), b"")
-        self._selector = selectors.DefaultSelector()
-        self.folder = Path(tempfile.mkdtemp(prefix="difftool-ranks-"))
-        for rank in range(ranks):
-            self._selector.register(open_pipe(answers_pipe(self.folder, rank)), selectors.EVENT_READ, rank)
-        self._tasks = [open_pipe(tasks_pipe(self.folder, rank)) for rank in range(ranks if with_tasks else 0)]
-        options = ["--ranks", str(ranks), "--folder", str(self.folder), "--parent", str(os.getpid()), "--"]
+        self._recorded = bool(recorder)
+        self._folder = PrivateFolder()
+        self.folder = folder = self._folder.path
+        self._pipes = Pipes(ranks, folder)
+        self._tasks = [open_pipe(folder / f"tasks-{rank}") for rank in range(ranks if with_tasks else 0)]
+        agent, parent = [*AGENT, "--ranks", str(ranks), "--folder", str(folder)], ["--parent", str(os.getpid()), "--"]
+        started = [*KEEPER, *parent, *recorder, *agent, "--"] if recorder else [*agent, *parent]
         try:
             log.write_bytes(b"")
             with log.open("ab") as sink:
                 self._process = subprocess.Popen(
-                    [*AGENT, *options, *command],
+                    [*started, *command],
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
-                    env={**environment, **PRIVATE},
+                    env={**environment, **network},
                     start_new_session=True,
                 )
         except OSError as error:
@@ -82,18 +85,7 @@ class Agent:
 
     def read(self, seconds: float) -> list[tuple[int, bytes]]:
         """Waits up to `seconds`, then takes the complete lines that are there, each with its rank."""
-        lines: list[tuple[int, bytes]] = []
-        for key, _ in self._selector.select(seconds):
-            rank, data = key.data, b""
-            with contextlib.suppress(BlockingIOError):
-                while chunk := os.read(key.fd, 1 << 16):
-                    data += chunk
-            *whole, self._pending[rank] = (self._pending[rank] + data).split(b"\n")
-            lines += [(rank, line) for line in whole if line.strip()]
-        for rank, line in lines:
-            if rank not in self.pids and line.startswith(STARTED):
-                self.pids[rank] = json.loads(line)["pid"]
-        return lines
+        return self._pipes.read(seconds)
 
     def send(self, rank: int, line: bytes) -> None:
         """Hands a line to a rank; returns when it is all in the pipe, or the ranks have ended."""
@@ -107,7 +99,7 @@ class Agent:
     def gone(self, rank: int) -> bool:
         """Whether a rank that had started has ended."""
         try:
-            os.kill(self.pids.get(rank, os.getpid()), 0)
+            os.kill(self._pipes.pids.get(rank, os.getpid()), 0)
         except ProcessLookupError:
             return True
         return False
@@ -123,7 +115,7 @@ class Agent:
             self._signal_groups(signal.SIGKILL)
             self.wait(LAST_WORDS_S)
         try:
-            failures = json.loads((self.folder / "failures.json").read_text())
+            failures = json.loads((self._folder.path / "failures.json").read_text())
         except OSError:  # the agent itself was killed
             return {}
         codes = {failure["rank"]: failure["exit_code"] for failure in failures}
@@ -135,9 +127,9 @@ class Agent:
 
     def signal_rank(self, rank: int, number: signal.Signals) -> None:
         """Only the rank itself, if it runs."""
-        if rank in self.pids:
+        if rank in self._pipes.pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pids[rank], number)
+                os.kill(self._pipes.pids[rank], number)
 
     def end_ranks(self, grace_s: float) -> None:
         """SIGTERM to every rank and all it started, SIGKILL to those that are left after the grace."""
@@ -153,6 +145,9 @@ class Agent:
         """Ends everything and removes the folder."""
         try:
             self.end_ranks(grace_s)
+            if self._recorded and self.status() is None:
+                self._process.terminate()  # for the second time: the keeper kills all that it keeps
+                wait_for(self._process, LAST_WORDS_S, lambda: False)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -160,29 +155,13 @@ class Agent:
             self._close()
 
     def _signal_groups(self, number: signal.Signals) -> None:
-        for pid in self.pids.values():
+        for pid in self._pipes.pids.values():
             # macOS answers EPERM for a group that holds only zombies
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
 
     def _close(self) -> None:
-        for key in list(self._selector.get_map().values()):
-            os.close(key.fd)
+        self._pipes.close()
         for descriptor in self._tasks:
             os.close(descriptor)
-        self._selector.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def answers_pipe(folder: Path, rank: int) -> Path:
-    return folder / f"answers-{rank}"
-
-
-def tasks_pipe(folder: Path, rank: int) -> Path:
-    return folder / f"tasks-{rank}"
-
-
-def open_pipe(path: Path) -> int:
-    """Makes a named pipe and opens it both ways, so that neither end ever waits for the other to come."""
-    os.mkfifo(path, 0o600)
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self._folder.remove()

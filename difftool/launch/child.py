@@ -1,11 +1,13 @@
 """One worker process: its event pipe, its log, and its end. The worker leads a session of its own, so that one signal
 reaches everything it started.
 
-A worker is told `PLAN.json --events-fd N`. On SIGUSR1 it writes the stacks of its threads to its log, on SIGTERM it
+A worker is told `PLAN.json --events-fd N`; one that stays is told `-`, and then each of its plans on stdin, a line
+`{"plan": …, "log": …}`. On SIGUSR1 it writes the stacks of its threads to its log, on SIGTERM it
 ends; should the launcher itself be killed, the worker ends by the parent-death signal that it asks for at its start.
 """
 
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -20,6 +22,7 @@ from typing import BinaryIO
 from difftool.files import output_error
 
 WORKER = (sys.executable, "-m", "difftool.worker")
+STREAM = "-"  # in place of a plan: the worker stays, and is told one after the other
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
 POLL_S = 0.05
 
@@ -42,15 +45,20 @@ class Child:
     def __init__(
         self,
         command: Sequence[str],
-        plan: Path,
+        plan: Path | None,
         *,
         log: Path,
         environment: Mapping[str, str],
         hurry: Callable[[], bool] = lambda: False,
         holds: Sequence[int] = (),
     ):
-        """`hurry()` true cuts every wait for the worker's end short; `holds` are descriptors that it keeps open."""
+        """Without a plan it stays, for those that `send` brings.
+
+        `hurry()` true cuts every wait for the worker's end short; `holds` are descriptors that it keeps open.
+        """
         self.rank: int | None = None  # of many, the one that failed
+        self.ranks = 1
+        self.stays = plan is None
         self._hurry = hurry
         self._pending = b""
         self.end_of_events = False
@@ -58,8 +66,8 @@ class Child:
             self._events, writer = os.pipe()
             try:
                 self._process = subprocess.Popen(
-                    [*command, str(plan), "--events-fd", str(writer)],
-                    stdin=subprocess.DEVNULL,
+                    [*command, str(plan or STREAM), "--events-fd", str(writer)],
+                    stdin=subprocess.PIPE if self.stays else subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
                     pass_fds=[writer, *holds],
@@ -85,25 +93,46 @@ class Child:
         finally:
             self._selector.close()
             os.close(self._events)
+            if self._process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # of a plan that it did not live to read
+                    self._process.stdin.close()
+
+    def send(self, plan: Path, log: Path) -> None:
+        """Hands the next plan to a worker that stays. That it has ended meanwhile is seen by its `status`."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(task_line(plan, log))
+            self._process.stdin.flush()
+
+    def ready(self) -> bool:
+        """Whether it lives, to take a plan."""
+        return self.status() is None
 
     def status(self) -> int | None:
         """The exit status (negative for a signal), None while the worker runs."""
         return self._process.poll()
 
+    def answers(self, seconds: float) -> bool:
+        """Waits up to `seconds` for a word of the plan sent to it; False where it ended without one."""
+        self._take(seconds)
+        return bool(self._pending) or not self.end_of_events
+
     def read_lines(self, seconds: float) -> list[bytes]:
         """Waits up to `seconds`, then takes what is there. A line that the worker's death cut never completes."""
-        if self.end_of_events:
+        whole = b"\n" in self._pending
+        if self.end_of_events and not whole:
             self.wait(seconds)
             return []
-        while self._selector.select(seconds):
-            chunk = os.read(self._events, 1 << 16)
-            if not chunk:
-                self.end_of_events = True
-                break
-            self._pending += chunk
-            seconds = 0
+        self._take(0 if whole else seconds)
         *lines, self._pending = self._pending.split(b"\n")
         return [line for line in lines if line.strip()]
+
+    def _take(self, seconds: float) -> None:
+        while not self.end_of_events and self._selector.select(seconds):
+            chunk = os.read(self._events, 1 << 16)
+            self.end_of_events = not chunk
+            self._pending += chunk
+            seconds = 0
 
     def wait(self, seconds: float) -> bool:
         """Waits up to `seconds` for the worker to end; whether it ended."""
@@ -125,6 +154,11 @@ class Child:
         # macOS answers EPERM for a group that holds only zombies
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+
+def task_line(plan: Path, log: Path) -> bytes:
+    """What a worker that stays is told."""
+    return json.dumps({"plan": str(plan), "log": str(log)}).encode() + b"\n"
 
 
 def _open_log(log: Path) -> BinaryIO:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# what a recipe says with stages.denoising.attention; a name that diffusers does not know would end the import
+UNREAD = ("DIFFUSERS_ATTN_BACKEND", "DIFFUSERS_ATTN_CHECKS")
 FIXED = {
     "PYTHONUNBUFFERED": "1",  # the log keeps the last words of a worker that dies
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -12,11 +14,11 @@ FIXED = {
 
 
 def worker_environment(base: Mapping[str, str], *, threads: int, offline: bool) -> dict[str, str]:
-    """`base` with what a run depends on set, and without the ranks of another world.
+    """`base` with what a run depends on set, and without the ranks of another world and what a recipe says.
 
     The thread count changes the last bits of a CPU result.
     """
-    inherited = {name: value for name, value in base.items() if name not in RANK_VARIABLES}
+    inherited = {name: value for name, value in base.items() if name not in (*RANK_VARIABLES, *UNREAD)}
     environment = {**inherited, **FIXED, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"

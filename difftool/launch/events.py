@@ -15,6 +15,7 @@ class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     rank: int | None = None  # which of many sent it
+    arm: str | None = None  # of a race: whose it is
 
 
 class Started(_Event):
@@ -162,6 +163,22 @@ class Error(_Event):
     lost_peer: bool | None = None  # of many ranks: the failure is that another one is gone
 
 
+class TurnFinished(_Event):
+    """Of a race: an arm made every item once more; `round` 0 is the last warm-up. `total_ms` is their forward."""
+
+    event: Literal["turn_finished"] = "turn_finished"
+    round: int = Field(ge=0)
+    total_ms: float = Field(ge=0)
+
+
+class Compared(_Event):
+    """Of a race: it is over. `dumps` are the arms' perf dumps, `report` is `difftool.compare/v1`, null for one arm."""
+
+    event: Literal["compared"] = "compared"
+    dumps: dict[str, str]
+    report: dict[str, Any] | None = None
+
+
 class Finished(_Event):
     """The run is over and everything is written: what the process does after this cannot fail the run."""
 
@@ -184,6 +201,8 @@ Event = Annotated[
     | Perf
     | Heartbeat
     | Error
+    | TurnFinished
+    | Compared
     | Finished,
     Field(discriminator="event"),
 ]

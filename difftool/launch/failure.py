@@ -9,6 +9,7 @@ from difftool.launch.events import Error, ItemFailed
 from difftool.launch.log import tail
 from difftool.launch.state import RunState
 
+LOST = -1000  # in place of the exit status of a rank that nothing can be known of any more
 LOG_LINES = 20  # of the worker's log kept with a crash
 SHOWN_ITEMS = 10  # of those that failed
 TRACEBACK_LINES = 12  # of an internal error's traceback that are shown
@@ -73,10 +74,11 @@ def crash_event(state: RunState, status: int, log: Path) -> Error:
 
 def stall_event(state: RunState, seconds: float, stacks: str, log: Path) -> Error:
     """No event for `seconds`; `stacks` is what the worker wrote when asked where it is."""
+    who = "" if state.rank is None else f" of {state.worker}"
     return _event(
         state,
         "Stalled",
-        f"no progress for {seconds:g} s{state.place()}; the worker was ended",
+        f"no progress{who} for {seconds:g} s{state.place()}; the worker was ended",
         hint=f"raise launch.stall_timeout_s if a step may take that long; the stacks are in {log}",
         traceback=stacks,
     )
@@ -98,6 +100,8 @@ def protocol_event(state: RunState, line: bytes, error: ValueError) -> Error:
 
 def describe_status(status: int) -> str:
     """`exited with status 3`, `killed by SIGKILL, …`."""
+    if status == LOST:
+        return "was lost: its node, or the network to it, is gone"
     if status >= 0:
         return f"exited with status {status}" + (" before it was done" if status == 0 else "")
     try:

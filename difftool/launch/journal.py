@@ -1,6 +1,6 @@
 """The journal of a run: a line for every finished or failed item, written when it is on the disk, by one process.
 
-Whoever has the journal open holds its lock: a run whose lock is taken is going on.
+Whoever has the journal open holds its lock, and ranks hold one on their plan: a run with a lock taken is going on.
 """
 
 import fcntl
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from difftool.errors import RecipeError
 from difftool.files import output_error
 from difftool.launch.events import Error, Event, ItemFailed, ItemFinished, Output
+from difftool.launch.records import PLAN_FILE
 from difftool.planning.plan import Frozen, Item, Plan
 
 JOURNAL_FILE = "journal.jsonl"
@@ -58,7 +59,8 @@ class Entry(Frozen):
 def workload(plan: Plan, item: Item) -> dict[str, Any]:
     """All that decides an item's pixels; names and places do not."""
     recipe = plan.item_recipe(item)
-    return {key: recipe[key] for key in WORKLOAD}
+    pictures = {key: [plan.pictures[path] for path in paths] for key, paths in item.pictures.items()}
+    return {key: recipe[key] for key in WORKLOAD} | ({"pictures": pictures} if pictures else {})
 
 
 def workload_hash(plan: Plan, item: Item) -> str:
@@ -88,6 +90,7 @@ class Journal:
             raise output_error(self._path, error) from error
         try:
             _lock(self.descriptor, self._path.parent.name)
+            _wait_for_ranks(self._path.parent)
             self.entries = {entry.item: entry for entry in _read(self._path, self.descriptor)}
         except BaseException:
             os.close(self.descriptor)
@@ -106,10 +109,19 @@ class Journal:
             self._made.setdefault(event.item, []).append(MadeFile(path=path, sha256=event.sha256, size=event.size))
         elif isinstance(event, ItemFinished) and event.item not in self._done:  # a repeat writes nothing new
             self._done.add(event.item)
+            if self._was_done(event.item) and event.item not in self._made:
+                return
             self._write(self._entry(event.item, "done", tuple(self._made.pop(event.item, ())), None))
         elif isinstance(event, ItemFailed | Error) and event.item is not None and event.item not in self._done:
             error = ItemError(kind=event.kind, message=event.message, stage=event.stage)
             self._write(self._entry(event.item, "failed", tuple(self._made.pop(event.item, ())), error))
+
+    def _was_done(self, position: int) -> bool:
+        """Whether an earlier start made it, of the same work."""
+        entry = self.entries.get(position)
+        if entry is None or entry.status == "failed":
+            return False
+        return entry.workload == workload_hash(self._plan, self._plan.items[position])
 
     def _entry(
         self, position: int, status: Literal["done", "failed"], outputs: tuple[MadeFile, ...], error: ItemError | None
@@ -145,6 +157,22 @@ def _lock(descriptor: int, run_id: str) -> None:
             if time.monotonic() > deadline:
                 raise RecipeError(f"run {run_id} is still going on", hint="wait for it, or end it first") from None
             time.sleep(POLL_S)
+
+
+def _wait_for_ranks(records: Path) -> None:
+    """Returns when no rank makes the plan. Many ranks have an agent between them and the launcher, which leaves them no
+    descriptor: each locks the plan that it makes.
+    """
+    try:
+        plan = os.open(records / PLAN_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise output_error(records / PLAN_FILE, error) from error
+    try:
+        _lock(plan, records.name)
+    finally:
+        os.close(plan)
 
 
 def _read(path: Path, descriptor: int) -> Iterator[Entry]:

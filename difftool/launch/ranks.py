@@ -7,34 +7,37 @@ without a word, else whatever was reported.
 
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from difftool.launch import child
 from difftool.launch.agent import Agent
+from difftool.launch.assembly import Assembly
+from difftool.launch.log import size
+from difftool.launch.node_group import NodeGroup
 
 SETTLE_S = 5.0  # between the first sign of a failure and the end of the ranks that do not end by themselves
-STACK_S = 0.3  # for one rank to write its stacks before the next is asked
+STACK_S = 1.0  # for one rank to begin to write its stacks
+STACK_END_S = 0.2  # for it to end, before the next is asked
 
 
 class RankGroup:
     """Running ranks of one plan, with the interface of `Child`. `rank` is the one that failed, once that is known."""
 
     def __init__(
-        self,
-        command: Sequence[str],
-        plan: Path,
-        *,
-        ranks: int,
-        log: Path,
-        environment: Mapping[str, str],
-        hurry: Callable[[], bool] = lambda: False,
+        self, agent: Agent | Assembly | NodeGroup, *, log: Path, send: Callable[[int, bytes], None] | None = None
     ):
+        """With `send`, which takes a line to a rank, they stay, for the plans it brings."""
         self.rank: int | None = None
+        self.stays = send is not None
+        self.ranks = agent.ranks
         self._log = log
-        self._agent = Agent((*command, str(plan)), ranks, log=log, environment=environment, hurry=hurry)
+        self._agent = agent
+        self._send = send
+        self._early: list[tuple[int, bytes]] = []
         self._finished: dict[int, bytes] = {}
         self._errors: list[dict[str, Any]] = []
         self._status: int | None = None
@@ -48,13 +51,32 @@ class RankGroup:
     ) -> None:
         self._agent.stop(child.GRACE_S)
 
+    def send(self, plan: Path, log: Path) -> None:
+        """Hands the next plan to ranks that stay."""
+        self._finished, self._done, self._log = {}, False, log
+        assert self._send is not None
+        for rank in range(self._agent.ranks):
+            self._send(rank, child.task_line(plan, log).rstrip())
+
+    def ready(self) -> bool:
+        """Whether all live, to take a plan."""
+        return self._agent.status() is None and not any(map(self._agent.gone, range(self._agent.ranks)))
+
+    def answers(self, seconds: float) -> bool:
+        """Waits up to `seconds` for a word of the plan sent to them; False where one ended before."""
+        deadline = time.monotonic() + seconds
+        while not self._early and self.ready() and time.monotonic() < deadline:
+            self._early = self._agent.read(child.POLL_S)
+        return bool(self._early) or self.ready()
+
     def status(self) -> int | None:
         """The exit status of the rank that failed without a word (negative for a signal), once all have ended."""
         return self._status
 
     def read_lines(self, seconds: float) -> list[bytes]:
         """The events of all ranks as they come; `finished` once, when every rank is; at most one `error`, the cause."""
-        lines = self._sort(self._agent.read(seconds))
+        early, self._early = self._early, []
+        lines = self._sort([*early, *self._agent.read(0.0 if early else seconds)])
         if self._status is None and self._in_trouble():
             lines += self._settle()
         if len(self._finished) == self._agent.ranks and not self._done:
@@ -68,10 +90,18 @@ class RankGroup:
     def ask_for_stacks(self) -> None:
         """One rank after the other, so that the stacks do not mix; each under its name in the log."""
         for rank in range(self._agent.ranks):
-            with self._log.open("a") as log:
-                log.write(f"rank {rank}:\n")
+            self._note(f"rank {rank}:")
+            start, until = size(self._log), time.monotonic() + STACK_S
             self._agent.signal_rank(rank, signal.SIGUSR1)
-            self._agent.wait(STACK_S)
+            while size(self._log) == start and time.monotonic() < until:
+                self._agent.wait(child.POLL_S)
+            self._agent.wait(STACK_END_S)
+            if size(self._log) == start:
+                self._note("  no answer: the process has ended, or the system has stopped it")
+
+    def _note(self, line: str) -> None:
+        with self._log.open("a") as log:
+            log.write(f"{line}\n")
 
     def _sort(self, lines: Sequence[tuple[int, bytes]]) -> list[bytes]:
         """Puts ends and errors aside; the rest is passed on."""

@@ -19,13 +19,16 @@ PERF_FILE = "perf.json"  # the worker writes it
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
-def open_records(plan: Plan) -> Path:
-    """The records of a new run, which makes every item. Raises OutputError where they cannot be written."""
+def open_records(plan: Plan, *, raw_dir: str | None = None) -> Path:
+    """The records of a new run, which makes every item. Raises OutputError where they cannot be written.
+
+    `raw_dir`: where the raw values of every item go too.
+    """
     folder = Path(plan.output.dir) / RECORDS / new_run_id()
     names = reserve(plan, folder.name)
     make_folder(folder)
     tasks = tuple(Task(name=name, make=True, replace=False) for name in names)
-    write_records(folder, plan, Todo(tasks=tasks, resumed_from=None))
+    write_records(folder, plan, Todo(tasks=tasks, resumed_from=None, raw_dir=raw_dir))
     return folder
 
 

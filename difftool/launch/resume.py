@@ -16,6 +16,7 @@ from difftool.planning.todo import Task, Todo
 from difftool.planning.tree import leaves
 
 SHOWN_DIFFERENCES = 8
+SAME_RECIPE = "resume with the same recipe and flags, or leave --resume out"
 
 
 def find_run(folder: Path, run_id: str | None) -> Path:
@@ -41,7 +42,7 @@ def recorded_plan(records: Path) -> Plan:
         raise RecipeError(message, hint="it may be of another version of difftool; start a new run") from None
 
 
-def check_same_work(plan: Plan, recorded: Plan, run_id: str) -> None:
+def check_same_work(plan: Plan, recorded: Plan, whose: str, *, hint: str = SAME_RECIPE) -> None:
     """Raises RecipeError, with what differs, unless both plans make the same items under the same names.
 
     How they are made may differ: device, threads, ranks, timeouts, repeats.
@@ -51,8 +52,7 @@ def check_same_work(plan: Plan, recorded: Plan, run_id: str) -> None:
         shown = found[:SHOWN_DIFFERENCES]
         more = [f"and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
         lines = "".join(f"\n  | {line}" for line in [*shown, *more])
-        message = f"this recipe is not that of run {run_id}{lines}"
-        raise RecipeError(message, hint="resume with the same recipe and flags, or leave --resume out")
+        raise RecipeError(f"this recipe is not that of {whose}{lines}", hint=hint)
 
 
 def take_up(plan: Plan, records: Path) -> Todo:

@@ -11,11 +11,13 @@ WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class SignalWatch:
     """A context in which the watched signals only add to `received`. Does nothing outside the main thread.
 
-    A signal that the process ignores (`nohup`, a background job) stays ignored.
+    A signal that the process ignores (`nohup`, a background job) stays ignored. `elsewhere` holds those that other
+    processes of the same world tell of.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.elsewhere: list[int] = []
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "SignalWatch":
@@ -30,6 +32,11 @@ class SignalWatch:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @property
+    def asked(self) -> int | None:
+        """The signal that asks to end, if there is one."""
+        return next(iter([*self.received, *self.elsewhere]), None)
 
     def again(self) -> bool:
         """Whether a second request came: stop waiting and kill."""

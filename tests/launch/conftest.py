@@ -39,6 +39,7 @@ def small_plan(folder: Path, **changes: Any) -> Plan:
         "device": "cpu",
         "stages": {},
         "items": items,
+        "pictures": {},
         "output": OutputPlan(
             dir=str(folder),
             file=None,

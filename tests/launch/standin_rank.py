@@ -1,8 +1,10 @@
 """A rank without a model: takes what the agent tells a rank, and behaves as its first argument says for its number.
 
-`fail@1` makes rank 1 do what `fail` says, while the others stay in the middle of an item.
+`fail@1` makes rank 1 do what `fail` says, while the others stay in the middle of an item, and `hang@1+work` while they
+go on with it.
 """
 
+import argparse
 import faulthandler
 import json
 import os
@@ -13,20 +15,40 @@ from pathlib import Path
 
 from difftool.platforms.host import die_with_parent
 
-RANK = int(os.environ["RANK"])
+parser = argparse.ArgumentParser()
+parser.add_argument("behaviour")
+parser.add_argument("plan")
+parser.add_argument("--beyond", default="0:")
+parser.add_argument("--ranks-folder", type=Path)
+parser.add_argument("--parent", type=int)
+TOLD = parser.parse_args()
+HERE = int(os.environ["RANK"])
+RANK = int(TOLD.beyond.split(":")[0]) + HERE
 
 
 def main() -> None:
-    what, _, who = sys.argv[1].partition("@")
-    plan, folder = json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[4])
-    die_with_parent(int(sys.argv[6]))
-    pipe = os.fdopen(os.open(folder / f"answers-{RANK}", os.O_WRONLY), "w", buffering=1)
+    folder = TOLD.ranks_folder
+    die_with_parent(TOLD.parent)
+    pipe = os.fdopen(os.open(folder / f"answers-{HERE}", os.O_WRONLY), "w", buffering=1)
 
     def send(event: str, **fields: object) -> None:
         pipe.write(json.dumps({"event": event, **fields, "rank": RANK}) + "\n")
 
     faulthandler.register(signal.SIGUSR1)
     send("started", pid=os.getpid())
+    for plan in [TOLD.plan] if TOLD.plan != "-" else told(folder):
+        make(json.loads(Path(plan).read_text()), send)
+
+
+def told(folder):
+    """The plans that the launcher names."""
+    for line in (folder / f"tasks-{HERE}").open():
+        yield json.loads(line)["plan"]
+
+
+def make(plan, send):
+    what, _, who = TOLD.behaviour.partition("@")
+    who, _, others = who.partition("+")
     item = plan["items"][RANK]
     place = {"item": RANK, "items": len(plan["items"]), "id": item["id"], "output": 0, "prompt": item["prompt"]}
     send("item_started", **place, seed=item["seed"], phase="sample", sample=0, steps=2)
@@ -34,7 +56,7 @@ def main() -> None:
     send("step", item=RANK, step=0, steps=2)
     Path(plan["output"]["dir"], f".{RANK}.png.difftool-tmp").write_bytes(b"half a picture")
     time.sleep(0.5)  # so that every rank is in its item
-    BEHAVIOURS[what if who in ("", str(RANK)) else "wait"](send)
+    BEHAVIOURS[what if who in ("", str(RANK)) else others or "wait"](send)
 
 
 def succeed(send):
@@ -45,7 +67,7 @@ def succeed(send):
 def raise_error(send, *, lost_peer=False):
     time.sleep(0.2 if lost_peer else 0.0)
     message = "Connection closed by peer" if lost_peer else "the rope broke"
-    place = {"stage": "denoising", "item": RANK, "item_id": ("red", "blue")[RANK]}
+    place = {"stage": "denoising", "item": RANK, "item_id": ("red", "blue", "third", "fourth")[RANK]}
     send("error", kind="ValueError", exit_code=1, message=message, **place, time=time.time(), lost_peer=lost_peer)
     time.sleep(0.0 if lost_peer else 0.5)  # so that both are heard, the consequence too
     sys.exit(1)
@@ -54,9 +76,26 @@ def raise_error(send, *, lost_peer=False):
 def wait(send):
     """Ends like a worker whose peer is gone, or that is asked to end."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(130))
-    if sys.argv[1].startswith("error"):
+    if TOLD.behaviour.startswith("error"):
         raise_error(send, lost_peer=True)
     time.sleep(60)
+
+
+def hang_there(send):
+    time.sleep(60)
+
+
+def work(send):
+    for step in range(600):
+        send("step", item=RANK, step=step, steps=600)
+        time.sleep(0.1)
+
+
+def work_a_while(send):
+    for step in range(50):
+        send("step", item=RANK, step=step, steps=50)
+        time.sleep(0.1)
+    succeed(send)
 
 
 def wait_deaf(send):
@@ -80,12 +119,16 @@ def leave_with_3(send):
 
 BEHAVIOURS = {
     "succeed": succeed,
+    "work-a-while": work_a_while,
     "error": raise_error,
     "kill": end_by(signal.SIGKILL),
     "segfault": end_by(signal.SIGSEGV),
     "exit-3": leave_with_3,
     "wait": wait,
     "deaf": wait_deaf,
+    "hang": hang_there,
+    "work": work,
+    "stop": end_by(signal.SIGSTOP),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A worker without a model: speaks the event protocol and then behaves, or misbehaves, as its first argument says."""
+"""A worker without a model: speaks the event protocol and then behaves, or misbehaves, as its first argument says.
+
+One that stays behaves as the words of `succeed,kill` say: one for each plan, and the last for all that follow.
+"""
 
 import faulthandler
 import hashlib
@@ -10,11 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+from difftool.platforms.host import die_with_parent
+
 
 def main() -> None:
-    behaviour, plan_file, _, descriptor = sys.argv[1:]
+    behaviours, plan_file, _, descriptor = sys.argv[1:]
     events = os.fdopen(int(descriptor), "w", buffering=1)
-    plan = json.loads(Path(plan_file).read_text())
 
     def send(event: str, **fields: object) -> None:
         events.write(json.dumps({"event": event, **fields}) + "\n")
@@ -24,13 +28,28 @@ def main() -> None:
     send("load_started")
     send("component_loaded", name="transformer", detail="2.8M bf16 -> fp32", seconds=0.25)
     send("loaded", seconds=0.5)
-    BEHAVIOURS[behaviour](plan, Path(plan_file).parent, send)
+    behaviour, *later = behaviours.split(",")
+    for file in [plan_file] if plan_file != "-" else told():
+        BEHAVIOURS[behaviour](json.loads(Path(file).read_text()), Path(file).parent, send)
+        behaviour, *later = later or [behaviour]
 
 
-def succeed(plan, records, send):
+def told():
+    """The plans that the launcher names on stdin; what is written between two goes to the second one's log."""
+    die_with_parent(os.getppid())
+    for line in sys.stdin:
+        task = json.loads(line)
+        for descriptor in (1, 2):
+            os.dup2(os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        print("makes", task["plan"], flush=True)
+        yield task["plan"]
+
+
+def succeed(plan, records, send, quality=None):
     folder = Path(plan["output"]["dir"])
     total = 0.0
-    tasks = json.loads((records / "todo.json").read_text())["tasks"]
+    todo = json.loads((records / "todo.json").read_text())
+    tasks = todo["tasks"]
     for number, item in enumerate(plan["items"]):
         if not tasks[number]["make"]:
             continue
@@ -41,17 +60,36 @@ def succeed(plan, records, send):
                 send("step", item=number, step=step, steps=2)
             send("stage_finished", item=number, stage=stage, ms=ms)
         send("save_started", item=number, stage="save")
-        media = folder / (plan["output"]["file"] or f"{item['id']}.png")
-        media.write_bytes(f"{item['prompt']} {item['seed']}".encode())
-        data = media.read_bytes()
-        sha256 = hashlib.sha256(data).hexdigest()
-        send("output", item=number, path=str(media.absolute()), sha256=sha256, size=len(data))
+        if plan["output"]["save"]:
+            media = folder / (plan["output"]["file"] or f"{item['id']}.png")
+            media.write_bytes(f"{item['prompt']} {item['seed']}".encode())
+            data = media.read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            send("output", item=number, path=str(media.absolute()), sha256=sha256, size=len(data))
+        if todo["raw_dir"]:
+            write_raw(Path(todo["raw_dir"]), number)
         send("item_finished", item=number, total_ms=50.0)
         total += 50.0
     perf = records / "perf.json"
-    perf.write_text(json.dumps(perf_dump(plan, perf.parent, total)))
+    perf.write_text(json.dumps(perf_dump(plan, perf.parent, total) | {"quality": quality}))
     send("perf", path=str(perf.absolute()))
     send("finished")
+
+
+def write_raw(folder, number):
+    """A gray picture of 2 x 2 pixels for item 0, a lighter one for each that follows."""
+    import numpy as np
+
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f"{number}.npz", pixels=np.full((3, 2, 2), (50 + number) / 255, np.float32))
+
+
+def make_black(plan, records, send):
+    """Everything is made, and the second picture is black."""
+    outputs = [{"item": 0, "psnr": 38.21, "ssim": 0.981, "max_abs": 0.2}, {"item": 1, "tripwires": ["black"]}]
+    wanted = {key: plan["quality"][key] for key in ("tier", "reference")}
+    reasons = ["output 0 of item 1 fails the tripwire black", "one", "more", "and the last"]
+    succeed(plan, records, send, {**wanted, "per_output": outputs, "passed": False, "reasons": reasons})
 
 
 def fail_some(plan, records, send):
@@ -238,6 +276,7 @@ def cut_a_line(plan, records, send):
 TRACEBACK = "Traceback (most recent call last):\n  File \"denoising.py\", line 7, in step\nKeyError: 'rope'"
 BEHAVIOURS = {
     "succeed": succeed,
+    "black": make_black,
     "fail-some": fail_some,
     "weights": report("WeightsError", 4, "transformer.safetensors ends early", "fetch it again"),
     "recipe": report("RecipeError", 2, "the checkpoint has no negative branch"),

@@ -26,6 +26,7 @@ def test_the_schema_lists_every_event():
     schema = json_schema()
     assert schema["discriminator"]["propertyName"] == "event"
     assert list(schema["discriminator"]["mapping"]) == [
+        "compared",
         "component_loaded",
         "error",
         "finished",
@@ -42,4 +43,5 @@ def test_the_schema_lists_every_event():
         "stage_started",
         "started",
         "step",
+        "turn_finished",
     ]

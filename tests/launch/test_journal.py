@@ -15,6 +15,8 @@ from difftool.launch.child import Child
 from difftool.launch.events import ItemFinished, Output
 from difftool.launch.journal import Journal, workload_hash
 from difftool.launch.records import read_todo
+from difftool.parallel.world import World
+from difftool.worker import plan_files
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def test_a_line_that_a_death_cut_is_cut_away(whole, make_small_plan):
     file.write_bytes(lines + b'{"item": 1, "status": "failed", "wor')
     with Journal(whole.records, plan) as journal:
         assert journal.entries[1].status == "done"
+        journal.take(Output(item=1, path=str(whole.folder / "blue.png"), sha256="0" * 64, size=1))
         journal.take(ItemFinished(item=1, total_ms=1.0))
     assert file.read_bytes().startswith(lines) and len(whole.journal()) == 3
 
@@ -84,9 +87,17 @@ def test_the_last_line_of_an_item_counts(whole, make_small_plan):
 
 def test_a_repeat_of_an_item_writes_no_second_line(whole, make_small_plan):
     with Journal(whole.records, make_small_plan(whole.folder)) as journal:
+        journal.take(Output(item=0, path=str(whole.folder / "red.png"), sha256="0" * 64, size=1))
         for _ in range(3):
             journal.take(ItemFinished(item=0, total_ms=1.0))
     assert len(whole.journal()) == 3
+
+
+def test_a_start_that_only_repeats_an_item_keeps_the_line_that_names_its_files(whole, make_small_plan):
+    plan, lines = make_small_plan(whole.folder), whole.journal()
+    with Journal(whole.records, plan) as journal:
+        journal.take(ItemFinished(item=0, total_ms=1.0))
+    assert whole.journal() == lines and left(whole, plan) == []
 
 
 def test_a_run_that_is_whole_starts_no_worker(whole):
@@ -168,6 +179,19 @@ def test_a_worker_that_outlives_its_launcher_keeps_the_run_locked(whole, make_sm
         worker = Child(command, file, log=whole.records / "x.log", environment=os.environ, holds=[journal.descriptor])
     with worker, pytest.raises(RecipeError, match="still going on"):
         launch.take_up(plan, whole.records)
+    launch.take_up(plan, whole.records)
+
+
+def test_a_rank_that_outlives_its_launcher_keeps_the_run_locked(whole, make_small_plan, monkeypatch):
+    """Ranks inherit nothing from their launcher: each locks the plan that it makes."""
+    monkeypatch.setattr("difftool.launch.journal.LOCK_WAIT_S", 0.0)
+    plan, file = make_small_plan(whole.folder), str(whole.records / "plan.json")
+    ranks = [plan_files(file, World(rank, 2)) for rank in (0, 1)]
+    assert [next(rank) for rank in ranks] == [whole.records / "plan.json"] * 2
+    for rank in ranks:
+        with pytest.raises(RecipeError, match="still going on"):
+            launch.take_up(plan, whole.records)
+        rank.close()
     launch.take_up(plan, whole.records)
 
 

@@ -13,9 +13,9 @@ from launch.conftest import small_plan
 from launch.test_run import gone, half_written, wait_until
 
 from difftool import launch
-from difftool.errors import DifftoolError, PlanError, WorkerCrashed
+from difftool.errors import DifftoolError, PlanError, Stalled, WorkerCrashed
+from difftool.launch.agent import Agent
 from difftool.launch.events import parse_event
-from difftool.launch.outside import check_alone
 from difftool.launch.ranks import RankGroup
 from difftool.planning.plan import Degrees
 
@@ -31,8 +31,8 @@ class Ranks:
         self.folder = folder
         self.events = []
 
-    def run(self, behaviour):
-        plan = small_plan(self.folder, degrees=TWO, stall_timeout_s=600.0)
+    def run(self, behaviour, *, degrees=TWO, stall_timeout_s=600.0, launcher="auto"):
+        plan = small_plan(self.folder, degrees=degrees, stall_timeout_s=stall_timeout_s, launcher=launcher)
         self.records = launch.open_records(plan)
         worker = (sys.executable, str(STANDIN), behaviour)
         return launch.run(plan, self.records, on_event=self.events.append, worker=worker)
@@ -80,13 +80,40 @@ def test_a_rank_that_dies_without_a_word_is_told_by_its_status_and_place(two, be
     assert two.all_gone() and not half_written(two.folder)
 
 
+def test_one_rank_has_an_agent_where_torchrun_is_asked_for(two):
+    one = Degrees(num_gpus=1, dp=1, cfg=1, ring=1, ulysses=1, tp=1, hsdp="none")
+    two.run("succeed", degrees=one, launcher="torchrun")
+    assert (two.said("item_finished"), two.said("finished")) == ([0], [0])
+    assert two.all_gone()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words", "stack"),
+    [
+        ("hang@1+work", f"no progress of rank 1 for 2 s {PLACE}", "in hang_there"),
+        (
+            "stop@1+work",
+            f"no progress of rank 1 for 2 s {PLACE}",
+            "no answer: the process has ended, or the system has",
+        ),
+    ],
+)
+def test_a_replica_that_hangs_is_told_while_the_others_work(two, behaviour, words, stack):
+    with pytest.raises(Stalled) as caught:
+        two.run(behaviour, stall_timeout_s=2.0)
+    assert caught.value.message.startswith(f"{words}; the worker was ended\n  | rank 0:\n")
+    first, second = caught.value.message.split("rank 1:\n")
+    assert "in work" in first and stack in second
+    assert two.all_gone() and not half_written(two.folder)
+
+
 def test_the_stacks_of_all_ranks_are_written_and_the_deaf_are_killed(two, monkeypatch):
     monkeypatch.setattr("difftool.launch.child.GRACE_S", 0.2)
     plan = small_plan(two.folder, degrees=TWO)
     records = launch.open_records(plan)
     log = records / "worker.log"
-    worker = (sys.executable, str(STANDIN), "deaf")
-    with RankGroup(worker, records / "plan.json", ranks=2, log=log, environment=dict(os.environ)) as group:
+    worker = (sys.executable, str(STANDIN), "deaf", str(records / "plan.json"))
+    with RankGroup(Agent(worker, 2, log=log, environment=dict(os.environ)), log=log) as group:
         while len(two.said("step")) < 2:
             two.events += map(parse_event, group.read_lines(0.2))
         deadline = time.monotonic() + 60
@@ -128,15 +155,11 @@ def test_ranks_end_with_their_launcher(tmp_path, number, code):
     launcher.stdout.close()
 
 
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_a_world_is_not_started_inside_another(two, monkeypatch, variable):
-    monkeypatch.setenv(variable, "1")
-    check_alone(os.environ)
-    monkeypatch.setenv(variable, "8")
-    with pytest.raises(PlanError, match=f"runs this command 8 times .{variable}=8.") as caught:
+def test_a_world_is_not_started_inside_another(two, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(PlanError, match="torchrun runs this 8 times") as caught:
         two.run("succeed")
     assert caught.value.exit_code == 3
-    assert caught.value.hint == "run it once, with --dp-size 8: difftool starts its ranks itself"
     assert not two.events
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launch.conftest import STANDIN
 
+from difftool import launch
 from difftool.errors import (
     DifftoolError,
     Interrupted,
@@ -22,6 +24,7 @@ from difftool.errors import (
     WorkerCrashed,
 )
 from difftool.launch.failure import WorkerReport
+from difftool.worker import describe
 
 PLACE = "in denoising of item red, after step 1 of 2"
 
@@ -45,8 +48,10 @@ def test_a_run_returns_its_media_and_its_perf_dump(workshop):
 
 def test_the_worker_gets_pinned_threads_no_input_and_no_network(workshop, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "no_such_kernel")  # the recipe says which
     result = workshop.run("environment", threads=3)
     log = result.log.read_text()
+    assert "DIFFUSERS_ATTN_BACKEND" not in log
     for line in (
         '"OMP_NUM_THREADS": "3"',
         '"MKL_NUM_THREADS": "3"',
@@ -79,7 +84,13 @@ def test_an_error_the_worker_reports_is_raised_as_its_own_class(workshop):
 def test_a_refusal_only_the_worker_can_give_is_still_a_recipe_error(workshop):
     with pytest.raises(RecipeError) as caught:
         workshop.run("recipe")
-    assert caught.value.message == "error: the checkpoint has no negative branch (denoising, item red)"
+    assert caught.value.message == "the checkpoint has no negative branch (denoising, item red)"
+
+
+def test_a_refusal_is_called_an_error_once_wherever_it_is_told():
+    refusal = RecipeError("no branch")
+    assert (str(refusal), describe(refusal)) == ("error: no branch", {"kind": "RecipeError", "message": "no branch"})
+    assert str(RecipeError(describe(refusal)["message"])) == str(refusal)
 
 
 def test_running_out_of_memory_is_known_by_its_exit_code(workshop):
@@ -132,6 +143,20 @@ def test_a_stalled_worker_is_ended_and_its_stacks_are_shown(workshop):
     assert "in hang_in_the_denoiser" in caught.value.message
     assert gone(workshop.events[0].pid)
     assert not half_written(workshop.folder)
+
+
+LATE = (
+    "import runpy, sys, time; time.sleep(2); sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], None, '__main__')"
+)
+
+
+@pytest.mark.parametrize(("start_s", "stalls"), [(60.0, False), (0.0, True)])
+def test_starting_a_process_is_no_stall(tmp_path, make_small_plan, monkeypatch, start_s, stalls):
+    monkeypatch.setattr(sys.modules["difftool.launch.supervise"], "START_S", start_s)
+    plan = make_small_plan(tmp_path / "out", stall_timeout_s=1.0)
+    worker = (sys.executable, "-c", LATE, str(STANDIN), "succeed")
+    with pytest.raises(Stalled, match="before the first item") if stalls else contextlib.nullcontext():
+        launch.run(plan, launch.open_records(plan), on_event=lambda event: None, worker=worker)
 
 
 def test_a_worker_deaf_to_sigterm_is_killed(workshop, monkeypatch):

@@ -1,5 +1,7 @@
 """Whether two dumps measured the same work on the same kind of machine, and what was changed between them."""
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
@@ -7,6 +9,7 @@ from difftool.report.measured import Measured
 from difftool.report.perf import Part
 
 ABSENT = "(absent)"
+CACHE_SAMPLES = "effective.cache.samples"  # every step of every sample: its sums are beside it
 WORKLOAD = ("model", "sampling")  # the sections that say what is made; the others say how
 # recipe keys that change no measurement, or that the measurement block says better
 NO_TREATMENT = (
@@ -49,7 +52,16 @@ def make_checks(base: Measured, new: Measured, accepted: Collection[str]) -> lis
 def list_treatment(base: Measured, new: Measured) -> list[Change]:
     """What was changed on purpose: recipe keys outside the workload, then what was really applied."""
     changes = [c for c in differences(base.recipe, new.recipe) if not _is_in(c.key, (*WORKLOAD, *NO_TREATMENT))]
-    return changes + differences(base.effective, new.effective, "effective.")
+    applied = differences(base.effective, new.effective, "effective.")
+    return changes + [change for change in applied if change.key != CACHE_SAMPLES]
+
+
+def cohort_of(dump: Measured) -> str:
+    """A name for all runs of the same recipe on the same hardware and software: what only their noise sets apart."""
+    how = [[key, value] for key, value in _leaves(dump.recipe) if not _is_in(key, (*WORKLOAD, *NO_TREATMENT))]
+    work = dump.workload or [dump.model, dump.prompt, len(dump.steps)]
+    content = [work, sorted(how, key=lambda entry: str(entry[0])), dump.device, dump.device_count, dump.fingerprint]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def list_environment(base: Measured, new: Measured) -> list[Change]:

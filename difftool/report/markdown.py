@@ -4,13 +4,19 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from difftool.report.comparable import Change, Check
-from difftool.report.compare import Comparison, Metric, Report, Side, StepPair
+from difftool.report.compare import Comparison, Metric, QualityCheck, Report, Side, StepPair
 from difftool.report.perf import Summary
-from difftool.report.verdict import Reason, Verdict
+from difftool.report.quality import describe_accuracy
+from difftool.report.reuse import cache_line
+from difftool.report.scores import Score
+from difftool.report.verdict import Verdict
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 80
+LONGEST_NAME = 48
 SHOWN_STEPS = 5
+SHOWN_REASONS = 5
+MOVED = (Verdict.REGRESSED, Verdict.IMPROVED)
 UNSAFE = {"\\": "&#92;", "|": "\\|", "<": "&lt;", "`": "'", "*": "\\*", "[": "\\["}  # text of a dump stays text
 EQUAL = "nothing differs"
 
@@ -34,16 +40,19 @@ def _number_sections(shown: Sequence[tuple[str, Comparison]]) -> list[list[str]]
     if not shown:
         return []
     return [
-        _metric_table("Summary", shown, lambda metric: metric.kind != "stage"),
+        _metric_table("Summary", shown, lambda metric: metric.kind != "stage") + _advisory(shown),
         _metric_table("Stages", shown, lambda metric: metric.kind == "stage"),
+        _scores(shown),
         _steps(shown),
         _memory(shown),
     ]
 
 
 def _names(report: Report) -> list[str]:
-    """`new`, or `new 1`, `new 2`, … where there are several."""
-    count = len(report.comparisons)
+    """Their tags where these tell all apart, as those of arms do; else `new`, or `new 1`, `new 2`, … of several."""
+    tags, count = [comparison.new.tag for comparison in report.comparisons], len(report.comparisons)
+    if all(tags) and len({*tags, report.base.tag, "base"}) == len({report.base.tag, "base"}) + count:
+        return [_plain(tag, LONGEST_NAME) for tag in tags]
     return ["new"] if count == 1 else [f"new {i}" for i in range(1, count + 1)]
 
 
@@ -87,17 +96,38 @@ def _total(comparison: Comparison) -> str:
 
 
 def _reasons(comparison: Comparison) -> list[str]:
-    """Why, each once, with the metrics that it holds for."""
+    """Why: of every metric that counts, those that moved one by one, the others by what they have in common."""
     if comparison.verdict is Verdict.INCOMPARABLE:
         return [
             f"{check.key} differs; to look at the numbers all the same: --allow-mismatch {check.key}"
             for check in comparison.checks
             if check.state == "different"
         ]
-    grouped: dict[tuple[Reason | None, str], list[str]] = {}
-    for metric in comparison.metrics:
-        grouped.setdefault((metric.reason, metric.detail), []).append(metric.name)
-    return [f"{reason}: {detail} ({_plain(', '.join(names), 400)})" for (reason, detail), names in grouped.items()]
+    counted = [metric for metric in comparison.metrics if metric.gated]
+    moved = [f"{m.verdict}: {_plain(m.name)} {m.detail}" for m in counted if m.verdict in MOVED]
+    grouped: dict[str, list[str]] = {}
+    for metric in counted:
+        if metric.verdict is Verdict.INCONCLUSIVE:
+            grouped.setdefault(f"{metric.reason}: {_plain(metric.detail, 400)}", []).append(_plain(metric.name))
+    same = [_plain(metric.name) for metric in counted if metric.verdict is Verdict.NO_CHANGE]
+    return [
+        *_quality(comparison.quality),
+        *moved,
+        *(f"{why} ({', '.join(names)})" for why, names in grouped.items()),
+        *([f"{Verdict.NO_CHANGE}: {', '.join(same)}"] if same else []),
+        *([f"to decide: {_plain(comparison.decide, 400)}"] if comparison.decide else []),
+    ]
+
+
+def _quality(check: QualityCheck | None) -> list[str]:
+    if check is None:
+        return []
+    state = {True: "passed", False: "**failed**", None: "cannot be said"}[check.passed]
+    asked = "tripwires" if check.tier == "none" else check.tier
+    reference = f", against {_plain(check.reference)}" if check.reference else ""
+    more = len(check.reasons) - SHOWN_REASONS
+    reasons = [_plain(reason, 200) for reason in check.reasons[:SHOWN_REASONS]] + [f"{more} more"] * (more > 0)
+    return [f"quality: {asked} {state}{reference}{': ' if reasons else ''}{'; '.join(reasons)}"]
 
 
 def _comparability(name: str, comparison: Comparison) -> list[str]:
@@ -148,15 +178,46 @@ def _metric_table(title: str, shown: Sequence[tuple[str, Comparison]], wanted: C
         first = next(metric for metric in found if metric)
         base = _amount(first.base, first.unit)
         rows.append([_plain(key), base, *(cell for metric in found for cell in _metric_cells(metric))])
-    columns = [cell for name, _ in shown for cell in (name, "ratio", "verdict")]
+    columns = [cell for name, _ in shown for cell in (name, "ratio", "95 %", "verdict")]
     return [f"## {title}", "", *_table(["metric", "base", *columns], rows)] if rows else []
 
 
 def _metric_cells(metric: Metric | None) -> list[str]:
     if metric is None:
-        return ["-", "-", "-"]
+        return ["-", "-", "-", "-"]
     reason = f" ({metric.reason})" if metric.reason else ""
-    return [_amount(metric.new, metric.unit), _ratio(metric), f"{metric.verdict}{reason}"]
+    interval = f"{metric.ci95[0]:.3f} to {metric.ci95[1]:.3f}" if metric.ci95 else "-"
+    return [_amount(metric.new, metric.unit), _ratio(metric), interval, f"{metric.verdict}{reason}"]
+
+
+def _advisory(shown: Sequence[tuple[str, Comparison]]) -> list[str]:
+    names = dict.fromkeys(_plain(m.name) for _, c in shown for m in c.metrics if not m.gated)
+    return ["", f"No part of the verdict: {', '.join(names)}."] if names else []
+
+
+def _scores(shown: Sequence[tuple[str, Comparison]]) -> list[str]:
+    """The quality of the outputs, and of built-in models whether they show what their prompts say."""
+    by_name = [{score.name: score for score in comparison.scores} for _, comparison in shown]
+    names = dict.fromkeys(name for scores in by_name for name in scores)
+    columns = [f"{name} {which}" for name in ("base", *(name for name, _ in shown)) for which in ("worst", "median")]
+    rows = [_score_row(name, [scores.get(name) for scores in by_name]) for name in names]
+    table = _table(["of the outputs", *columns], rows) if rows else []
+    said = _accuracies(shown)
+    lines = [*table, *([""] if table and said else []), *said]
+    return ["## Quality", "", *lines] if lines else []
+
+
+def _score_row(name: str, found: Sequence[Score | None]) -> list[str]:
+    base = next(score.base for score in found if score)
+    sides = [base, *(score.new if score else None for score in found)]
+    cells = [("-", "-") if side is None else (_number(side.worst), _number(side.median)) for side in sides]
+    return [f"{name}{' (dB)' if name == 'psnr' else ''}", *(cell for pair in cells for cell in pair)]
+
+
+def _accuracies(shown: Sequence[tuple[str, Comparison]]) -> list[str]:
+    found = [(name, comparison.accuracy) for name, comparison in shown if comparison.accuracy]
+    sides = [("base", accuracy.base) for _, accuracy in found[:1]] + [(name, accuracy.new) for name, accuracy in found]
+    return [f"- {name}: {describe_accuracy(accuracy)}" for name, accuracy in sides if accuracy]
 
 
 def _steps(shown: Sequence[tuple[str, Comparison]]) -> list[str]:
@@ -171,7 +232,16 @@ def _steps(shown: Sequence[tuple[str, Comparison]]) -> list[str]:
         return []
     width = max(len(name) for name, _ in curves)
     lines = [f"{name:<{width}}  {_curve(curve, highest)}" for name, curve in curves if curve]
-    return ["## Steps", "", "```", *lines, "```", *_step_table(shown)]
+    return ["## Steps", "", "```", *lines, "```", *_reused(shown), *_step_table(shown)]
+
+
+def _reused(shown: Sequence[tuple[str, Comparison]]) -> list[str]:
+    """What caches did that the base does not have."""
+    prefix, found = "effective.cache.", []
+    for name, comparison in shown:
+        applied = {change.key.removeprefix(prefix): change.new for change in comparison.treatment}
+        found += [f"- {name}: {line}"] if (line := cache_line({"cache": applied})) else []
+    return ["", *found] if found else []
 
 
 def _curve(curve: Sequence[tuple[float | None, str | None]], highest: float) -> str:

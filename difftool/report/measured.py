@@ -12,16 +12,18 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from difftool.errors import DifftoolError
-from difftool.report.perf import PerfDump, Sample
+from difftool.report.perf import PerfDump, Quality, Sample
 from difftool.report.sglang import BareDump, stage_name
-from difftool.report.summary import readings
+from difftool.report.summary import readings, run_readings
 from difftool.report.verdict import Series
 
 SCHEMA = "difftool.perf/v1"
 SHOWN_PROBLEMS = 3
 StepKind = Literal["compute", "cached", "mixed"]
 MODEL_OF_A_DEVICE = ("kind", "name")
+DISTURBANCES = ("W-THROTTLE", "W-NOISY-NEIGHBOUR")
 LOADS_ONCE = "a run loads once, and --repeats adds none"
+SAVES_ONCE = "a run saves its first repeat, and --repeats adds none"
 BARE_HAS_ONE = "a bare SGLang dump holds one run"
 BARE_NOTE = (
     "a bare SGLang dump: one run on the host's clock, without synchronisation unless its environment asked for it, so "
@@ -45,7 +47,10 @@ class StepReading:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything a comparison needs of one dump. None: not recorded. Memory in MiB, by checkpoint and reading."""
+    """Everything a comparison needs of one dump. None: not recorded. Memory in MiB, by checkpoint and reading.
+
+    `disturbed` says what else slowed the run, where that fell on this dump alone: arms that took turns shared it.
+    """
 
     path: str
     format: Literal["difftool", "sglang"]
@@ -69,6 +74,9 @@ class Measured:
     steps: tuple[StepReading, ...]
     memory: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
+    fingerprint: str = ""
+    quality: Quality | None = None
+    disturbed: str = ""
 
 
 def read_measured(path: Path) -> Measured:
@@ -148,10 +156,13 @@ def _from_dump(path: Path, dump: PerfDump) -> Measured:
         why = f" in {error.stage}" if error and error.stage else ""
         said = f": {error.kind}: {error.message}" if error else ""
         raise DumpError(f"{path} is of a run that failed{why}{said}", hint="compare finished runs only")
+    if dump.profile is not None:
+        raise DumpError(
+            f"{path} is of a profiled run, whose times hold the profiler's own", hint="measure without a profiler"
+        )
     device = dump.env.get("device")
     named = [str(device[key]) for key in MODEL_OF_A_DEVICE if key in device] if isinstance(device, Mapping) else []
     repeats = Counter((sample.item, sample.seed) for sample in dump.samples)
-    runs = min(repeats.values())
     return Measured(
         path=str(path),
         format="difftool",
@@ -164,18 +175,27 @@ def _from_dump(path: Path, dump: PerfDump) -> Measured:
         workload=dump.recipe.workload_sha256,
         device=" ".join(named) or None,
         device_count=dump.run.world_size,
-        runs=runs,
+        runs=min(repeats.values()),
         items=len(repeats),
         outputs_per_s=dump.throughput.outputs_per_s if dump.throughput else None,
         recipe=dump.recipe.resolved,
         effective=dump.effective,
         environment=_environment(dump),
         stages=tuple(dump.stages_ms),
-        series=_series(dump, runs),
+        series=_series(dump),
         steps=_steps(dump.samples),
         memory=_memory(dump.samples),
         notes=tuple(f"{warning.code}: {warning.message}" for warning in dump.warnings),
+        fingerprint=json.dumps(dump.env.get("fingerprint", ""), sort_keys=True),
+        quality=dump.quality,
+        disturbed=_disturbed(dump),
     )
+
+
+def _disturbed(dump: PerfDump) -> str:
+    if dump.measure.order == "ABBA":
+        return ""
+    return ", ".join(warn.code for warn in dump.warnings if warn.code in DISTURBANCES)
 
 
 def _environment(dump: PerfDump) -> dict[str, Any]:
@@ -187,10 +207,15 @@ def _environment(dump: PerfDump) -> dict[str, Any]:
     return {"commit_hash": dump.commit_hash, "difftool": dump.run.difftool, "env": env, "measure": measure}
 
 
-def _series(dump: PerfDump, runs: int) -> dict[str, Series]:
+def _series(dump: PerfDump) -> dict[str, Series]:
     """Every metric of the one vocabulary that the samples hold, and the load that no sample has."""
-    found = {name: Series(tuple(numbers), runs) for name, numbers in readings(dump.samples).items()}
-    return {**found, "load": Series((dump.measure.load_ms,), 1, LOADS_ONCE)}
+    by_run, load = run_readings(dump.samples), (dump.measure.load_ms,)
+    once = {"save": SAVES_ONCE}
+    found = {
+        name: Series(tuple(values), tuple(by_run[name]), once.get(name, ""))
+        for name, values in readings(dump.samples).items()
+    }
+    return {**found, "load": Series(load, load, LOADS_ONCE)}
 
 
 def _steps(samples: Sequence[Sample]) -> tuple[StepReading, ...]:
@@ -245,7 +270,9 @@ def _from_bare(path: Path, dump: BareDump) -> Measured:
         effective={},
         environment={"commit_hash": dump.commit_hash},
         stages=tuple(stages),
-        series={name: Series(readings, 1, BARE_HAS_ONE) for name, readings in values.items() if readings},
+        series={
+            name: Series(found, (statistics.median(found),), BARE_HAS_ONE) for name, found in values.items() if found
+        },
         steps=tuple(StepReading(step.duration_ms, "compute") for step in dump.denoise_steps_ms),
         memory=dump.memory_checkpoints,
         notes=(BARE_NOTE,),

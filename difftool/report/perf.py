@@ -4,7 +4,7 @@ Times are milliseconds, memory MiB. Top-level single values are those of the med
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from difftool.files import write_atomic
 
 ACCOUNTING_LIMIT_PCT = 2.0
+Tier = Literal["none", "lossy", "near", "lossless", "exact"]  # each asks more than the one before
 
 
 class Part(BaseModel):
@@ -37,12 +38,27 @@ class StepDuration(Part):
 
 
 class OutputRecord(Part):
-    """One written file; `path` is relative to the dump."""
+    """One written file; `path` is relative to the dump. A sound has neither width nor height."""
 
     path: str
     sha256: str
-    width: int
-    height: int
+    width: int | None = Field(ge=1)
+    height: int | None = Field(ge=1)
+
+
+class Telemetry(Part):
+    """What the device and the host did during one sample, where they can be asked. null: not readable here.
+
+    `throttle` are the reasons for which the clock was held down, by NVIDIA's names; `other_cpus` is how many
+    processors other processes kept busy.
+    """
+
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    throttle: list[str] = []
+    load_average: float | None = None
+    other_cpus: float | None = None
 
 
 class Sample(Part):
@@ -62,15 +78,17 @@ class Sample(Part):
     peak_host_memory_mb: float = Field(ge=0)
     outputs: list[OutputRecord]
     reused: list[Literal["prompt", "negative_prompt"]] = []
+    telemetry: Telemetry | None = None
 
 
 class Summary(Part):
-    """One metric over all samples."""
+    """One metric over all samples. `ci95` is the interval of the median, by order statistics; few samples have none."""
 
     n: int
     median: float
     mad: float
     cv_pct: float
+    ci95: tuple[float, float] | None = None
     min: float
     max: float
 
@@ -104,29 +122,53 @@ class RecipeInfo(Part):
 
 
 class Measure(Part):
-    """How it was measured. `load_ms` and `cold_start_ms` (process start to first sample) are in no sample."""
+    """How it was measured. `load_ms` and `cold_start_ms` (process start to first sample) are in no sample.
+    `compile_ms` is what of it torch.compile took, mostly in the warm-up.
+
+    In a process that had loaded the model for an earlier plan, `load_ms` is 0 and the cold start counts from this plan.
+    """
 
     warmup: int
     warmup_ms: list[float]
     repeats: int
-    order: Literal["sequential"]
+    order: Literal["sequential", "ABBA"]
     clock: str
     synced: Literal["once per stage"]
     load_ms: float
     cold_start_ms: float
+    compile_ms: float = Field(default=0.0, ge=0)
     accounting_error_pct: float
 
 
+class Sent(Part):
+    """What one rank sent by one collective: calls, and bytes that left it in the algorithm that moves least."""
+
+    calls: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+
+
 class RankInfo(Part):
-    """One process: how many samples it made, in how much forward time, and its median sample's own figures."""
+    """One process: how many samples it made, in how much forward time, and its median sample's own figures.
+
+    `weights_mb` are the parameters that it holds, which may be a part of the model's. `comm` is what it sent while it
+    made its samples, all of them together, by line of the mesh (an axis, or several) and collective.
+    """
 
     rank: int
     device: str
     samples: int = Field(ge=0)
     busy_ms: float = Field(ge=0)
+    weights_mb: float = Field(0.0, ge=0)
+    comm: dict[str, dict[str, Sent]] = {}
     stages_ms: dict[str, float]
     peak_memory_mb: float
     peak_host_memory_mb: float
+
+
+class Cost(Part):
+    """What a run cost besides time. `comm_bytes` is what all ranks together sent for one sample, the mean."""
+
+    comm_bytes: float = Field(ge=0)
 
 
 class Failure(Part):
@@ -141,12 +183,109 @@ class Failure(Part):
 class Warn(Part):
     """Something a reader of the numbers should know."""
 
-    code: str
+    code: str = Field(pattern="^W(-[A-Z]+)+$")
     message: str
 
 
+class OutputQuality(Part):
+    """One output beside its reference. `psnr` (dB) is null where the two are equal, or there is nothing to compare.
+
+    `max_abs` is the largest difference of pixels in 0..1, `tier` the best one that the output reaches, `tripwires`
+    the ones that it failed (nan, black, constant, noise, size, frames), `missing` what could not be computed. `right`:
+    whether a built-in model's picture shows what its prompt says; null for any other model, and for other prompts.
+    `lpips` is the distance from the reference; `clip` the cosine of output and prompt, `clip_image` that of output and
+    reference. They are null unless the recipe gives their models.
+    """
+
+    item: int
+    output: int = 0
+    psnr: float | None = None
+    ssim: float | None = None
+    ms_ssim: float | None = None
+    lpips: float | None = None
+    clip: float | None = None
+    clip_image: float | None = None
+    max_abs: float | None = None
+    tier: Tier = "none"
+    tripwires: list[str] = []
+    missing: list[str] = []
+    right: bool | None = None
+
+
+class Accuracy(Part):
+    """How many outputs of a built-in model show what their prompts say, by the rules of its world.
+
+    `ci95` is Wilson's interval of the share.
+    """
+
+    right: int = Field(ge=0)
+    count: int = Field(ge=1)
+    ci95: tuple[float, float]
+
+
+class Quality(Part):
+    """What the outputs are worth. `tier` was asked for; `passed` is null where that cannot be said.
+
+    `reference` says what they were compared with, in words; null: with nothing, and the tripwires alone were asked.
+    """
+
+    tier: Tier
+    reference: str | None
+    per_output: list[OutputQuality]
+    passed: bool | None
+    reasons: list[str] = []
+    accuracy: Accuracy | None = None
+
+
+class TraceFile(Part):
+    """What was recorded on one rank; `path` is relative to the dump."""
+
+    rank: int
+    path: str
+
+
+class KernelTime(Part):
+    """An operation of the host or, on an accelerator, a kernel; `ms` is its own time, of all calls."""
+
+    name: str
+    calls: int
+    ms: float = Field(ge=0)
+    share_pct: float
+
+
+class Profile(Part):
+    """What was recorded of the first item. `steps` are those of denoising, from 0.
+
+    Of torch's profiler: every rank's trace, for Perfetto, and the first rank's times, longest first. Of Nsight Systems:
+    the one `report` of all ranks, which holds the times. `snapshots` are what the CUDA allocator of every rank did. A
+    run with a profile is slower for it: its times are compared with none.
+    """
+
+    tool: Literal["torch", "nsys"]
+    stages: list[str]
+    steps: list[int]
+    traces: list[TraceFile] = []
+    kernels: list[KernelTime] = []
+    kinds_ms: dict[str, float] = {}
+    report: str | None = None
+    snapshots: list[TraceFile] = []
+
+    def seen(self, path_from: Callable[[str], str]) -> "Profile":
+        """The same, with the path of every file as `path_from` has it."""
+
+        def moved(files: list[TraceFile]) -> list[TraceFile]:
+            return [file.model_copy(update={"path": path_from(file.path)}) for file in files]
+
+        report = None if self.report is None else path_from(self.report)
+        files = {"traces": moved(self.traces), "snapshots": moved(self.snapshots), "report": report}
+        return self.model_copy(update=files)
+
+
 class PerfDump(Part):
-    """One run. Raises ValueError for numbers that cannot be: negative, not finite, or with steps missing."""
+    """One run. `rank_skew_pct` is how much longer the slowest rank denoised than the fastest.
+
+    Raises ValueError for numbers that cannot be: negative, not finite, or with steps missing.
+    """
 
     schema_: Literal["difftool.perf/v1"] = Field("difftool.perf/v1", alias="schema")
     status: Literal["ok", "failed"]
@@ -168,7 +307,11 @@ class PerfDump(Part):
     summary: dict[str, Summary]
     throughput: Throughput | None
     ranks: list[RankInfo]
+    cost: Cost | None = None
+    rank_skew_pct: float | None = None
     effective: dict[str, dict[str, Any]]
+    quality: Quality | None = None
+    profile: Profile | None = None
     warnings: list[Warn]
     error: Failure | None = None
     failed_items: list[Failure] = []  # of a run that went on without them

@@ -10,12 +10,12 @@ import pytest
 from report.dumps import SAMPLE, dump
 
 from difftool.report.comparable import Change
-from difftool.report.compare import Report, compare, json_schema
+from difftool.report.compare import Report, Rules, compare, json_schema
 from difftool.report.markdown import render_markdown, sparkline
 from difftool.report.measured import DumpError, read_measured
 from difftool.report.perf import write_perf
 from difftool.report.sglang import stage_name
-from difftool.report.verdict import ENOUGH_RUNS, Reason, Series, Verdict, judge, worst
+from difftool.report.verdict import Verdict, worst
 
 RECIPE = {
     "name": "red",
@@ -76,7 +76,7 @@ def write(tmp_path, monkeypatch) -> Write:
 
 def report(*paths: Path, accepted: tuple[str, ...] = ()) -> Report:
     base, *news = [read_measured(path) for path in paths]
-    return compare(base, news, accepted=accepted)
+    return compare(base, news, Rules(accepted=accepted))
 
 
 def changes(found: list[Change]) -> list[str]:
@@ -95,8 +95,9 @@ def test_identical_single_runs_are_inconclusive_and_say_how_many_repeats_to_type
     assert {(entry.ratio, entry.verdict, entry.reason) for entry in found.comparisons[0].metrics} == {
         (1.0, "INCONCLUSIVE", "too_few_samples")
     }
-    assert metric(found, "total").detail == "1 against 1 run; use --repeats 6"
+    assert metric(found, "total").detail == "1 against 1 run; 5 more repeats of each"
     assert metric(found, "load").detail == "1 against 1 run; a run loads once, and --repeats adds none"
+    assert metric(found, "save").detail == "1 against 1 run; a run saves its first repeat, and --repeats adds none"
 
 
 def test_half_the_steps_are_other_work_not_an_improvement(write):
@@ -217,6 +218,15 @@ def test_cached_steps_are_marked(write):
     assert "| 1 | 50.0 | 25.0 (cached) | 0.500 |\n" in text
 
 
+def test_what_a_cache_did_is_said_beside_the_steps_and_its_samples_are_no_treatment(write):
+    did = {"backend": "dbcache", "hit_rate": 0.5, "reused_steps": 1, "steps": 2, "flop_ideal_speedup": 1.6}
+    cached = write("b.json", effective={"cache": {**did, "samples": [{"item": 0}]}})
+    found = report(write("a.json"), cached)
+    line = "- new: dbcache reused 1 of 2 steps (50 %), 1.60x by FLOPs at best\n"
+    assert line in render_markdown(found)
+    assert not [change for change in found.comparisons[0].treatment if "samples" in change.key]
+
+
 def test_a_stage_that_only_one_has_has_no_ratio(write):
     stages = {**SAMPLE["stages_ms"], "image_encoding": 5.0}
     found = report(write("a.json"), write("b.json", stages_ms=stages, samples=[sample(stages_ms=stages)]))
@@ -232,20 +242,18 @@ def test_medians_are_of_all_samples_and_items_are_no_repeats(write):
     assert metric(found, "total").reason == "too_few_samples"
 
 
-def test_enough_repeats_still_give_no_verdict_without_an_interval(write):
-    samples = [sample(repeat=i, total_ms=100.0 + i) for i in range(ENOUGH_RUNS)]
-    found = report(write("a.json", samples=samples), write("b.json", samples=samples))
-    assert found.comparisons[0].new.runs == ENOUGH_RUNS
-    assert (metric(found, "total").verdict, metric(found, "total").reason) == ("INCONCLUSIVE", "no_interval")
-    assert metric(found, "total").detail == "6 against 6 runs; the interval of the ratio is not computed yet"
+def test_what_disturbed_arms_that_took_turns_is_no_reason_to_doubt_them(write):
+    def arm(name, ms, order):
+        samples = [sample(repeat=i, total_ms=ms + i) for i in range(8)]
+        measure = {**dump().measure.model_dump(), "order": order}
+        warnings = [{"code": "W-NOISY-NEIGHBOUR", "message": "x"}]
+        return write(name, samples=samples, measure=measure, warnings=warnings)
 
-
-def test_the_side_with_fewer_runs_decides():
-    many, few = Series((1.0,) * 6, 6), Series((1.0,) * 2, 2)
-    assert judge(many, few).detail == "6 against 2 runs; use --repeats 6"
-    assert judge(few, many).reason is Reason.TOO_FEW_SAMPLES
-    assert judge(many, many).reason is Reason.NO_INTERVAL
-    assert judge(many, None).detail == "new does not have it"
+    found = report(arm("a.json", 1000.0, "sequential"), arm("b.json", 1200.0, "sequential"))
+    assert (metric(found, "total").verdict, metric(found, "total").reason) == ("INCONCLUSIVE", "noisy")
+    assert metric(found, "total").detail.endswith("for W-NOISY-NEIGHBOUR of base and W-NOISY-NEIGHBOUR of new")
+    found = report(arm("a.json", 1000.0, "ABBA"), arm("b.json", 1200.0, "ABBA"))
+    assert metric(found, "total").verdict == "REGRESSED"
 
 
 def test_the_worst_verdict_is_the_overall_one():

@@ -31,6 +31,16 @@ def test_the_fields_that_sglang_s_tools_read_are_there():
     assert content["meta"] == {"prompt": "a red circle", "model": "builtin:shapes-image"}
 
 
+def test_a_sound_is_an_output_without_width_and_height(tmp_path):
+    sound = {"path": "../../bell.wav", "sha256": "ab", "width": None, "height": None}
+    write_perf(tmp_path / "perf.json", dump(samples=[{**SAMPLE, "outputs": [sound]}]))
+    content = json.loads((tmp_path / "perf.json").read_text())
+    assert content["samples"][0]["outputs"] == [sound]
+    jsonschema.validate(content, json_schema())
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        dump(samples=[{**SAMPLE, "outputs": [{**sound, "width": 0}]}])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_times_that_cannot_be_are_refused(value):
     with pytest.raises(ValidationError):
@@ -53,6 +63,21 @@ def test_an_ok_dump_has_samples_and_a_failed_one_may_have_none():
         dump(samples=[])
     error = {"kind": "OutOfMemoryError", "message": "too big", "stage": "denoising", "item": 0}
     assert dump(samples=[], status="failed", error=error).error.stage == "denoising"
+
+
+def test_a_dump_holds_what_its_outputs_are_worth(tmp_path):
+    output = {"item": 0, "psnr": 20.5, "ssim": 0.7, "tier": "none", "tripwires": ["black"], "missing": ["lpips"]}
+    quality = {"tier": "near", "reference": "without cache", "per_output": [output], "passed": False}
+    write_perf(tmp_path / "perf.json", dump(quality={**quality, "reasons": ["output 0 is black"]}))
+    read = read_perf(tmp_path / "perf.json").quality
+    assert (read.passed, read.per_output[0].tripwires, read.per_output[0].max_abs) == (False, ["black"], None)
+    with pytest.raises(ValidationError, match="quality.tier"):
+        dump(quality={**quality, "tier": "good"})
+
+
+def test_a_warning_has_a_code():
+    with pytest.raises(ValidationError, match="warnings.0.code"):
+        dump(warnings=[{"code": "throttled", "message": "x"}])
 
 
 def test_unknown_fields_are_refused():

@@ -1,5 +1,1 @@
 """The machine under a run: one module per kind of device, all with the same few questions."""
-
-from difftool.platforms.base import Platform, current
-
-__all__ = ["Platform", "current"]

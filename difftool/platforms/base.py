@@ -20,6 +20,9 @@ class Platform(Protocol):
     def supports(self, precision: str) -> bool:
         """Whether the device computes in that precision."""
 
+    def capability(self) -> tuple[int, int] | None:
+        """The compute capability of a CUDA device; None of any other."""
+
     def mark(self) -> Any:
         """A point in time on the device, read later by `elapsed_ms`."""
 
@@ -32,11 +35,17 @@ class Platform(Protocol):
     def reset_peak_memory(self) -> None:
         """Starts a new peak of `memory`."""
 
+    def free_memory(self) -> None:
+        """Gives back what nothing uses any more."""
+
     def memory(self) -> dict[str, float]:
         """In MiB: allocated and reserved on the device, host memory resident, and their peaks since the reset."""
 
     def describe(self) -> Mapping[str, object]:
         """The device for the `env` block of a dump."""
+
+    def vendor_id(self) -> str | None:
+        """The name by which nvidia-smi knows the device; None for another vendor's."""
 
 
 def current(name: str) -> Platform:

@@ -1,5 +1,6 @@
 """CPU: perf_counter is the timeline, resident host memory the memory."""
 
+import gc
 import platform as host_platform
 import time
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ class CpuPlatform:
     def supports(self, precision: str) -> bool:
         return True
 
+    def capability(self) -> None:
+        return None
+
     def mark(self) -> float:
         return time.perf_counter()
 
@@ -35,6 +39,9 @@ class CpuPlatform:
     def reset_peak_memory(self) -> None:
         host.reset_peak_memory()
 
+    def free_memory(self) -> None:
+        gc.collect()
+
     def memory(self) -> dict[str, float]:
         return host.memory()
 
@@ -44,6 +51,9 @@ class CpuPlatform:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
+
+    def vendor_id(self) -> str | None:
+        return None
 
 
 def _model_name() -> str:

@@ -1,12 +1,13 @@
 """CUDA, and ROCm under the same torch names: device events are the timeline."""
 
+import gc
 import os
 from collections.abc import Mapping
 
 import torch
 
 from difftool.errors import PlanError
-from difftool.platforms import host
+from difftool.platforms import host, nvidia_smi
 
 
 class CudaPlatform:
@@ -30,6 +31,9 @@ class CudaPlatform:
     def supports(self, precision: str) -> bool:
         return precision != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
+    def capability(self) -> tuple[int, int] | None:
+        return None if torch.version.hip else torch.cuda.get_device_capability(self.device)
+
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -44,6 +48,10 @@ class CudaPlatform:
     def reset_peak_memory(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.device)
         host.reset_peak_memory()
+
+    def free_memory(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def memory(self) -> dict[str, float]:
         return {
@@ -61,4 +69,8 @@ class CudaPlatform:
             "memory_mb": properties.total_memory // host.MIB,
             "capability": f"{properties.major}.{properties.minor}",
             "runtime": torch.version.hip or torch.version.cuda,
+            **(nvidia_smi.limits(device) if (device := self.vendor_id()) else {}),
         }
+
+    def vendor_id(self) -> str | None:
+        return None if torch.version.hip else f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"

@@ -1,15 +1,17 @@
-"""The host's side of every platform: resident memory, and dying with the parent."""
+"""The host's side of every platform: resident memory, ending with the parent, and last words."""
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 MIB = 1024 * 1024
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def memory() -> dict[str, float]:
@@ -31,10 +33,26 @@ def reset_peak_memory() -> None:
         return
 
 
-def die_with_parent(parent: int) -> None:
-    """Asks the kernel (Linux) to kill this process when its parent ends, whatever ended it."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Requests to end are not heard meanwhile: for the last words of a process that ends anyway. In the main thread."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Asks the kernel (Linux) to send this process a signal when its parent ends, whatever ended it."""
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it ended before the request was made
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Makes this process (Linux) the parent of what its children leave behind: it can wait for them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -1,5 +1,6 @@
 """Apple GPUs: the host clock around a synchronised queue."""
 
+import gc
 import time
 from collections.abc import Mapping
 
@@ -22,6 +23,9 @@ class MpsPlatform:
     def supports(self, precision: str) -> bool:
         return True
 
+    def capability(self) -> None:
+        return None
+
     def mark(self) -> float:
         torch.mps.synchronize()
         return time.perf_counter()
@@ -35,6 +39,10 @@ class MpsPlatform:
     def reset_peak_memory(self) -> None:
         host.reset_peak_memory()
 
+    def free_memory(self) -> None:
+        gc.collect()
+        torch.mps.empty_cache()
+
     def memory(self) -> dict[str, float]:
         return {
             "allocated_mb": torch.mps.current_allocated_memory() / host.MIB,
@@ -44,3 +52,6 @@ class MpsPlatform:
 
     def describe(self) -> Mapping[str, object]:
         return {"name": "Apple GPU (MPS)", "memory_mb": torch.mps.recommended_max_memory() // host.MIB}
+
+    def vendor_id(self) -> str | None:
+        return None

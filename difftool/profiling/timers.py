@@ -1,11 +1,12 @@
 """Time by stage and by denoising step, on the device's own timeline, with one synchronisation per stage."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from difftool.platforms import Platform
+from difftool.platforms.base import Platform
+from difftool.report.perf import Profile
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Timer:
     def __init__(self, platform: Platform):
         self.platform = platform
         self.timings = Timings()
+        self.profile: Profile | None = None  # of the sample, where something recorded it
         self._steps: list[Any] = []
 
     @contextmanager
@@ -51,6 +53,10 @@ class Timer:
             pairs = zip(self._steps, self._steps[1:], strict=False)
             self.timings.steps = [self.platform.elapsed_ms(a, b) for a, b in pairs]
             self._steps = []
+
+    def range(self, name: str) -> AbstractContextManager[object]:
+        """A name for what runs inside, for whoever records it."""
+        return nullcontext()
 
     def step(self) -> None:
         """Marks a step boundary without synchronising: call once before the loop and once after each step."""

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from mmap import mmap
 
-import numpy as np
 import pytest
 
-from difftool.platforms import current, host
+from difftool.platforms import host
+from difftool.platforms.base import current
 
 LAUNCHER = """
 import subprocess, sys, time
@@ -28,9 +29,11 @@ time.sleep(600)
 def test_peak_memory_follows_an_allocation_and_its_reset():
     host.reset_peak_memory()
     before = host.memory()["peak_host_mb"]
-    block = np.ones(64 * host.MIB // 8)
+    block = mmap(-1, 64 * host.MIB)  # pages of its own: an allocator may hand out what the process holds already
+    for _ in range(64):
+        block.write(bytes(host.MIB))
     assert host.memory()["peak_host_mb"] >= before + 60
-    del block
+    block.close()
     host.reset_peak_memory()
     assert host.memory()["peak_host_mb"] < before + 60
 
@@ -46,6 +49,11 @@ def test_a_child_dies_when_its_launcher_is_killed():
             return
         time.sleep(0.05)
     pytest.fail("the child outlived its launcher")
+
+
+def test_what_outlives_no_launcher_asks_before_it_imports_torch():
+    code = "import sys, difftool.parallel.agent, difftool.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def alive(pid: int) -> bool:
@@ -67,3 +75,16 @@ def test_an_absent_device_is_refused_with_a_way_out():
     with pytest.raises(PlanError, match="launch.device is mps, but torch .* finds no mps device here") as error:
         current("mps")
     assert error.value.exit_code == 3 and "--device cpu" in error.value.hint
+
+
+def test_last_words_are_not_cut_off_by_a_request_to_end():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("asked"))
+    try:
+        with host.undisturbed():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["asked"]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -80,10 +80,10 @@ def test_a_sleep_in_one_step_shows_up_in_that_step(monkeypatch, slow):
     assembled = assemble_case("flux1-dev")
     one_step = DenoisingStage.one_step
 
-    def sleepy(self, batch, ctx, latents, when, i):
+    def sleepy(self, batch, ctx, calls, latents, when, i):
         if i == slow:
             time.sleep(0.5)  # far above what the other steps take on any machine
-        return one_step(self, batch, ctx, latents, when, i)
+        return one_step(self, batch, ctx, calls, latents, when, i)
 
     monkeypatch.setattr(DenoisingStage, "one_step", sleepy)
     ctx = context_for(assembled)

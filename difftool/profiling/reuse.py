@@ -1,0 +1,62 @@
+"""What a cache did for one item: what it saved, and whether it did anything at all."""
+
+import importlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from difftool.anatomy import Cost, Request
+from difftool.errors import PlanError
+from difftool.facts import Configs
+from difftool.planning.pictures import size_of
+from difftool.planning.plan import Item
+from difftool.report.reuse import CacheUse
+
+
+def block_shares(cost: str | None, configs: Configs, item: Item) -> Mapping[str, float] | None:
+    """The share of a forward's FLOPs that one block of each list has, the mean of unlike ones. None where the family
+    says nothing of its cost, or a config lacks a number.
+    """
+    if cost is None:
+        return None
+    module, _, name = cost.partition(":")
+    published: Cost = getattr(importlib.import_module(module), name)
+    pictures = [size_of(path) for path in item.pictures.get("image", ())]
+    try:
+        anatomy = published.anatomy(configs, Request(item.sampling, pictures))
+    except KeyError:
+        return None
+    flops, counts = Counter[str](), Counter[str]()
+    for block in anatomy.blocks:
+        flops[block.name] += block.count * anatomy.block_flops(block)
+        counts[block.name] += block.count
+    total = flops.total()
+    return {name: flops[name] / counts[name] / total for name in flops}
+
+
+def check_hits(use: CacheUse, spec: Mapping[str, Any]) -> None:
+    """Raises PlanError for a sample with fewer reused steps than `cache.min_hit_rate`, with what to do about it."""
+    steps, least = len(use.kinds), spec["min_hit_rate"]
+    if use.reused >= least * steps:
+        return
+    why, way_out = _reason(use, spec, steps)
+    raise PlanError(
+        f"cache.backend={spec['backend']} reused {use.reused} of {steps} steps, less than the share of {least:g} that "
+        f"cache.min_hit_rate asks for: {why}",
+        hint=f"{way_out}; or leave the cache out, or accept it with cache.min_hit_rate=0",
+    )
+
+
+def _reason(use: CacheUse, spec: Mapping[str, Any], steps: int) -> tuple[str, str]:
+    each = [changes for denoiser in use.denoisers.values() for changes in denoiser.changes.values()]
+    seen = [change for changes in each for change in changes if change is not None]
+    if spec["backend"] == "teacache":
+        least = f", which changed by {min(seen):.3g} at least" if seen else ""
+        why = f"the changes of the first block's input{least} added up to more than cache.teacache.threshold"
+        return why, "raise the threshold, or use more steps"
+    if not seen:
+        why = "no step was compared with the one before"
+        return why, f"lower cache.max_warmup_steps={spec['max_warmup_steps']}, or use more steps than {steps}"
+    threshold = spec["residual_diff_threshold"]
+    why = f"the smallest change from step to step was {min(seen):.3g}, and cache.residual_diff_threshold={threshold:g}"
+    return why, "raise the threshold, or use more steps"

@@ -2,6 +2,7 @@
 
 `python -m difftool.parallel.agent --ranks N --folder FOLDER --parent PID -- COMMAND…` starts COMMAND N times, each time
 with `--ranks-folder FOLDER --parent <its own pid>` behind it. Ranks that ended badly are listed in `failures.json`.
+Without `--parent` it outlives the process that started it.
 """
 
 import argparse
@@ -19,10 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="difftool.parallel.agent")
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--parent", type=int)
     parser.add_argument("command", nargs="+")
     args = parser.parse_args(argv)
-    die_with_parent(args.parent)
+    if args.parent is not None:
+        die_with_parent(args.parent)
     logging.disable()  # what it has to say is in failures.json
     return run_ranks(args.ranks, args.folder, args.command)
 

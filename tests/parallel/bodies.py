@@ -2,11 +2,13 @@
 
 import os
 import time
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from difftool.parallel.group import barrier
+from difftool.parallel.group import barrier, gather
+from difftool.parallel.mesh import Mesh
 
 
 def place(world):
@@ -46,3 +48,31 @@ def give_a_tensor(world):
 
 def length(world, *, text):
     return len(text)
+
+
+def gathered(world):
+    """What every rank hands in: nothing from the first, more from every next one."""
+    return [part.decode() for part in gather(world, b"word" * world.rank)]
+
+
+def named_collectives(world, *, degrees):
+    """The names under which somebody who records sees all that lines can say, in their order; and nothing after."""
+    mesh, names = Mesh(degrees, world, sharing=world.size), []
+
+    @contextmanager
+    def opened(name):
+        names.append(name)
+        yield
+        names.append(f"end of {name}")
+
+    ring, ulysses = mesh["ring"], mesh["ulysses"]
+    ones = torch.ones(2, 2)
+    with mesh.recorded(opened):
+        ring.pass_on([ones], [ones.shape]).wait()
+        ulysses.all_to_all(ones, [1, 1], [1, 1])
+        mesh.sequence.gather(ones, 0, [2] * world.size)
+        mesh.replica.all_reduce(ones)
+        mesh.weights.gather_into(torch.empty(2 * world.size, 2), torch.ones(2, 2), async_op=False)
+    mesh["tp"].all_reduce(ones)
+    mesh.replica.all_reduce(ones)
+    return names

@@ -62,3 +62,8 @@ def test_a_hanging_rank_is_ended_with_its_stack(ranks):
         ranks.run("parallel.bodies:hang", rank=3, timeout_s=1.0)
     assert "in hang" in caught.value.message
     assert ranks.run("parallel.bodies:total", value=0) == [6.0] * 4
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_what_ranks_hand_in_reaches_all_whatever_its_length(ranks, world):
+    assert ranks.run("parallel.bodies:gathered", world=world) == [["", "word", "wordword"][:world]] * world

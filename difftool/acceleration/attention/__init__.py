@@ -1,0 +1,231 @@
+"""The attention of the denoisers: which backend computes which part of it, and how it comes into their processors.
+
+A kernel is bound to one attention module at a time, so nothing of a run is left for the next. Modules outside of the
+blocks, which refine a text before it comes to them, keep torch's own: they take masks, and are a small part.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from difftool.acceleration.attention import encoders
+from difftool.acceleration.attention.kernels import KERNELS
+from difftool.acceleration.attention.sparse import ReadGrid, Video, tile_kernels
+from difftool.acceleration.attention.trial import probe
+from difftool.attention import (
+    ALL,
+    ALWAYS,
+    BACKENDS,
+    CROSS,
+    SELF,
+    Needs,
+    Site,
+    candidates,
+    chosen,
+    explained,
+    faults,
+    named,
+)
+from difftool.components.loaded import Components
+from difftool.errors import PlanError
+from difftool.facts import SEQUENCE, TORCH_DTYPES, Applied, FamilyFacts, Refused
+from difftool.parallel.plans import SequencePlan
+from difftool.parallel.seam import attend_through
+from difftool.platforms.base import Platform
+
+KEY, CONFIG = "stages.denoising.attention", "config.json"
+OWN = "own"  # of a denoiser that computes attention without a processor
+
+
+def resolve(
+    asked: Mapping[str, Any],
+    roles: Mapping[str, Sequence[str]],
+    facts: FamilyFacts | None,
+    platform: Platform,
+    precisions: Applied,
+    degrees: Mapping[str, int],
+    folders: Mapping[str, Path] | None = None,
+) -> Applied | Refused:
+    """The backend of every role of every denoiser. `asked` are the settings by stage, `folders` those of the denoisers'
+    configs: while they are not known, no more is refused than what no file decides. A family without facts is not asked
+    about roles. A kernel that is not torch's own is tried out.
+    """
+    sites = {name: site_of(platform, str(precision)) for name, precision in precisions.detail.items()}
+    refused = encoders.refusal(asked["text_encoding"], {name: sites[name] for name in roles["text_encoding"]})
+    if refused is not None:
+        return refused
+    needs = {
+        name: {ALL: Needs()} if facts is None else _needs(facts, _config(folders, name), degrees)
+        for name in roles["denoising"]
+        if facts is None or _present(folders, name)
+    }
+    found = choose(asked["denoising"], needs, sites)
+    if isinstance(found, Refused) or folders is None:
+        return found
+    return _tried_out(found, needs, platform, sites)
+
+
+def site_of(platform: Platform, dtype: str) -> Site:
+    """Where a component of this precision computes."""
+    name = "rocm" if platform.name == "cuda" and torch.version.hip else platform.name
+    return Site(name, dtype, platform.capability())
+
+
+def _present(folders: Mapping[str, Path] | None, name: str) -> bool:
+    """Whether a checkpoint has this denoiser, as far as that is known."""
+    return folders is None or name not in folders or (folders[name] / CONFIG).is_file()
+
+
+def _config(folders: Mapping[str, Path] | None, name: str) -> dict[str, Any]:
+    known = folders is not None and name in folders
+    return json.loads((folders[name] / CONFIG).read_text(encoding="utf-8")) if folders and known else {}
+
+
+def _needs(facts: FamilyFacts, config: Mapping[str, Any], degrees: Mapping[str, int]) -> dict[str, Needs]:
+    head = facts.head_width({"transformer": config})
+    split = any(degrees.get(axis, 1) > 1 for axis in (*SEQUENCE, "tp"))
+    return {
+        role: Needs(
+            head,
+            masked=facts.masked.get(role) == "always",
+            ring=degrees.get("ring", 1) > 1 and role == SELF,
+            split=split,
+            video=facts.video_tokens and role == SELF,
+        )
+        for role in facts.attention
+    }
+
+
+def _tried_out(
+    found: Applied, needs: Mapping[str, Mapping[str, Needs]], platform: Platform, sites: Mapping[str, Site]
+) -> Applied | Refused:
+    """The same, where a small forward of each kernel succeeds."""
+    trials = {
+        (str(name), sites[component].dtype, needs[component][role].head or 64)
+        for component, roles in found.detail.items()
+        for role, name in roles.items()
+        if name != ALWAYS
+    }
+    for name, dtype, head in sorted(trials):
+        if fault := probe(name, platform.device, getattr(torch, TORCH_DTYPES[dtype]), head):
+            return Refused(f"attention {name} was tried out here and fails: {fault}; use {KEY}={ALWAYS}")
+    return found
+
+
+def joins(told: Mapping[str, Any], facts: FamilyFacts) -> bool:
+    """Whether branches of unlike text can share a forward, as far as the kernels that `apply` tells of decide."""
+    roles = [role for each in told.values() if isinstance(each, Mapping) for role in each.items()]
+    masked = [name for role, name in roles if facts.masked.get(role) == "joined"]
+    return all(name == OWN or BACKENDS[str(name)].masks for name in masked)
+
+
+def choose(setting: Any, needs: Mapping[str, Mapping[str, Needs]], sites: Mapping[str, Site]) -> Applied | Refused:
+    """The backend of every role of every component: `needs` has the roles that a component's attention plays, `sites`
+    where it computes. Refused where the one that is asked for cannot be used.
+    """
+    if stray := [f"{KEY}.{key}" for key in named(setting) if key and not _known(key, needs)]:
+        return Refused(f"{stray[0]}: there is no such attention to set in {', '.join(needs) or 'this model'}")
+    found: dict[str, dict[str, object]] = {}
+    for component, roles in needs.items():
+        for role, need in roles.items():
+            name = chosen(setting, component, role).name
+            usable, why = _first(name, sites[component], need)
+            if usable is None:
+                kind = "" if role == ALL else f"{role}-attention of "
+                return Refused(f"{KEY}={name}, for {kind}{component}: {why}")
+            found.setdefault(component, {})[role] = usable
+    return Applied(found)
+
+
+def _known(key: str, needs: Mapping[str, Mapping[str, Needs]]) -> bool:
+    """Whether a key of the setting names attention that is there."""
+    parts = key.split(".")
+    component = parts[1] if parts[0] == "components" else None
+    role = parts[-1] if parts[-1] in (SELF, CROSS) else None
+    of = [needs.get(component, {})] if component is not None else list(needs.values())
+    return any(role in roles if role else roles for roles in of)
+
+
+def _first(name: str, site: Site, needs: Needs) -> tuple[str | None, str]:
+    """The first backend of a name that can be used, else why none of them can and what to install."""
+    usable = candidates(name, site.platform)
+    wrong = {each: faults(each, site, needs) for each in usable}
+    for each, found in wrong.items():
+        if not found:
+            return each, ""
+    return None, ". ".join(explained(each, found) for each, found in wrong.items())
+
+
+def apply(
+    components: Components,
+    roles: Mapping[str, Sequence[str]],
+    asked: Mapping[str, Any],
+    applied: Applied,
+    sequence: SequencePlan | None,
+    grid: ReadGrid | None = None,
+) -> tuple[Applied, dict[str, Video]]:
+    """Binds the kernels, whatever DIFFUSERS_ATTN_BACKEND says, and tells what every part has; of the denoisers that
+    leave out parts of a video, what their kernels share. `grid` reads that of a denoiser's tokens from its arguments.
+    """
+    found: dict[str, object] = {}
+    videos: dict[str, Video] = {}
+    for component, named_here in applied.detail.items():
+        model, by_name = getattr(components, component), dict(named_here)
+        modules = {ALL: attention_modules(model)} if ALL in by_name else by_role(model, sequence)
+        for role, bound in modules.items():
+            name = by_name.get(role, ALWAYS)
+            if BACKENDS[name].tiles:
+                assert grid is not None, component
+                videos[component], options = Video(), chosen(asked["denoising"], component, role).options
+                videos[component].follow(model, grid)
+                own = tile_kernels(name, options, videos[component], heads=[module.heads for module in bound])
+                by_name[role] = {"name": name, **options}
+            else:
+                own = [KERNELS[name]()] * len(bound)
+            for module, kernel in zip(bound, own, strict=True):
+                _bind(module, kernel, name)
+        for role in (role for role in by_name if not modules.get(role)):
+            by_name[role] = _own(model, chosen(asked["denoising"], component, role).name)
+        found[component] = by_name
+    encoding = encoders.apply(components, roles["text_encoding"], asked["text_encoding"])
+    return Applied({**found, **encoding}), videos
+
+
+def _own(model: nn.Module, name: str) -> str:
+    """What a denoiser has whose attention no processor computes. Raises PlanError where something else is asked for."""
+    if name not in ("auto", ALWAYS):
+        kind = type(model).__name__
+        raise PlanError(f"{KEY}={name}: {kind} computes its attention itself, without a processor; use auto")
+    return OWN
+
+
+def _bind(module: nn.Module, kernel: Any, name: str) -> None:
+    try:
+        module.processor = attend_through(module.processor, kernel)
+    except PlanError:
+        if name != ALWAYS:  # some old classes know only torch's own
+            raise
+
+
+def by_role(model: nn.Module, plan: SequencePlan | None) -> dict[str, list[nn.Module]]:
+    """The attention modules of a denoiser: those of its blocks that see the tokens of all ranks are self-attention, the
+    others of its blocks cross-attention; "" are those outside. Without a plan all of them are self-attention.
+    """
+    if plan is None:
+        return {SELF: list(attention_modules(model)), CROSS: []}
+    found: dict[str, list[nn.Module]] = {SELF: [], CROSS: []}
+    for block in (block for name in plan.blocks for block in model.get_submodule(name)):
+        for module in attention_modules(block):
+            own = any(module is getattr(block, name, None) for name in plan.attention)
+            found[SELF if own else CROSS].append(module)
+    inside = {id(module) for modules in found.values() for module in modules}
+    return {**found, "": [module for module in attention_modules(model) if id(module) not in inside]}
+
+
+def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
+    """Those whose attention a processor computes."""
+    return [module for module in model.modules() if callable(getattr(module, "processor", None))]

@@ -1,0 +1,34 @@
+"""Whether a backend works here: a small forward, compared with torch's own attention."""
+
+import torch
+from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
+
+from difftool.acceleration.attention import kernels, sparse
+from difftool.attention import BACKENDS
+from difftool.parallel.seam import Kernel
+from difftool.platforms.doctor import FAILURES, reason
+
+ALIKE = 0.95  # cosine with torch's own attention; 8-bit kernels reach 0.99, a broken one is near 0
+GRID = (2, 8, 8)  # frames, rows and columns of the tokens
+
+
+def probe(name: str, device: torch.device, dtype: torch.dtype, head: int = 64) -> str:
+    """Why a small forward fails there, or what is wrong with its result; "" where it works: a package may be there, and
+    still have nothing for this device. A backend that leaves out parts of a video is told to leave out none.
+    """
+    shape = (1, 128, 4, head)
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3)]
+    try:
+        ours = _kernel(name)(*given)
+        right = scaled_dot_product_attention(*(tensor.float().transpose(1, 2) for tensor in given)).transpose(1, 2)
+        alike = cosine_similarity(ours.float().flatten(), right.flatten(), dim=0).item()
+    except FAILURES as error:
+        return reason(error)
+    return "" if alike >= ALIKE else f"its result is wrong: cosine {alike:.2f} with torch's own"
+
+
+def _kernel(name: str) -> Kernel:
+    if not BACKENDS[name].tiles:
+        return kernels.KERNELS[name]()
+    return sparse.TileKernel(name, sparse.Video(GRID), sparse.CUBE, sparse.TopCubes(0.0))

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from difftool.errors import OutputError
-from difftool.files import make_folder, output_error, place_new, write_temporary
+from difftool.files import make_folder, output_error, place_new, write_atomic, write_temporary
 from difftool.media import audio, pictures, video
 from difftool.media.writer import Details, Writer, metadata_text
 from difftool.planning.naming import candidates
@@ -24,13 +24,13 @@ VERSIONS = ("difftool", "torch", "diffusers")  # what can change a picture; name
 
 @dataclass(frozen=True)
 class Saved:
-    """One file in place; sound has no width and height, both are 0."""
+    """One file in place; a sound has neither width nor height."""
 
     path: Path
     sha256: str
     size: int
-    width: int
-    height: int
+    width: int | None
+    height: int | None
 
 
 def save_item(
@@ -52,6 +52,12 @@ def save_item(
     return saved
 
 
+def save_raw(made: Tensor, path: Path) -> None:
+    """The raw values as NPZ, for the process that started the run. Raises OutputError."""
+    make_folder(path.parent)
+    write_atomic(path, WRITERS[made.ndim]["npz"].encode(made, Details()))
+
+
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in VERSIONS}
 
@@ -68,7 +74,7 @@ def _save(made: Tensor, details: Details, path: Path, kind: str, collision: str)
         raise OutputError(f"the {kind} for {path} does not read back: {error}") from error
     make_folder(path.parent)
     placed = _place(write_temporary(path, data), path, collision)
-    height, width = made.shape[-2:] if made.ndim > 2 else (0, 0)
+    height, width = made.shape[-2:] if made.ndim > 2 else (None, None)
     return Saved(placed, hashlib.sha256(data).hexdigest(), len(data), width, height)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from difftool.media.values import to_bytes
+
 # what no YAML or JSON reader takes unescaped, or a terminal obeys
 UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -40,8 +42,7 @@ def metadata_text(content: Mapping[str, object]) -> str:
 
 def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
     """[C, ..., H, W] in [0, 1] -> [..., H, W, C] uint8, rounded to nearest as diffusers does."""
-    values = pixels.float().movedim(0, -1).cpu().numpy()
-    return (values * 255).round().astype(np.uint8)
+    return to_bytes(pixels.float().cpu().numpy())
 
 
 def expect(found: object, wanted: object, what: str) -> None:

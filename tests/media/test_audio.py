@@ -66,8 +66,8 @@ def test_an_item_that_is_a_sound_is_saved_with_its_recipe_and_raw_values(tmp_pat
     path = tmp_path / reserve(plan, "run")[0]
     saved = save_item(plan, plan.items[0], STEREO, path, replace=False, sample_rate=44100)
     assert [(file.path.name, file.width, file.height) for file in saved] == [
-        ("a_bell-42.wav", 0, 0),
-        ("a_bell-42.npz", 0, 0),
+        ("a_bell-42.wav", None, None),
+        ("a_bell-42.npz", None, None),
     ]
     assert read_embedded(saved[0].path, "x").recipe["sampling"]["prompt"] == "a bell"
     raw = np.load(saved[1].path)

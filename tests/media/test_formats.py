@@ -26,16 +26,16 @@ def problems(**arguments):
 
 @pytest.fixture
 def of_a_family(monkeypatch):
-    """`of_a_family(num_frames=..., task=...)` plans as if the built-in model's family made something else."""
+    """`of_a_family(num_frames=..., makes=...)` plans as if the built-in model's family made something else."""
     find = make.find_checkpoint
 
-    def pretend(*, task, num_frames=None):
+    def pretend(*, makes, num_frames=None):
         def found(*arguments):
             checkpoint = find(*arguments)
-            classes = dict.fromkeys(checkpoint.family.pipeline_classes, task)
-            sampling = {**checkpoint.family.sampling, "fps": 16}
+            pipelines = {name: replace(facts, makes=makes) for name, facts in checkpoint.family.pipelines.items()}
+            sampling = {**checkpoint.family.sampling, "fps": 16, **({"num_frames": 9} if num_frames else {})}
             family = replace(
-                checkpoint.family, title="Other", num_frames=num_frames, pipeline_classes=classes, sampling=sampling
+                checkpoint.family, title="Other", num_frames=num_frames, pipelines=pipelines, sampling=sampling
             )
             return replace(checkpoint, family=family)
 
@@ -45,7 +45,7 @@ def of_a_family(monkeypatch):
 
 
 def test_every_format_of_a_plan_has_a_writer():
-    ranks = {"single pictures": 3, "videos": 4, "sound": 2}
+    ranks = {"image": 3, "video": 4, "audio": 2}
     assert {made: set(WRITERS[rank]) for made, rank in ranks.items()} == {m: set(f) for m, f in FORMATS.items()}
 
 
@@ -61,21 +61,21 @@ def test_a_suffix_that_nobody_knows_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("task", "num_frames", "chosen", "refused", "way_out"),
+    ("makes", "num_frames", "chosen", "refused", "way_out"),
     [
-        ("t2i", None, "png", "mp4", "single pictures; use png, jpg, webp or npz"),
-        ("t2v", (4, 1), "mp4", "png", "videos; use mp4, gif or npz"),
-        ("t2a", None, "wav", "mp4", "sound; use wav or npz"),
+        ("image", None, "png", "mp4", "single pictures; use png, jpg, webp or npz"),
+        ("video", (4, 1), "mp4", "png", "videos; use mp4, gif or npz"),
+        ("audio", None, "wav", "mp4", "sound; use wav or npz"),
     ],
 )
-def test_auto_is_the_first_format_of_what_a_family_makes(of_a_family, task, num_frames, chosen, refused, way_out):
-    of_a_family(task=task, num_frames=num_frames)
+def test_auto_is_the_first_format_of_what_a_family_makes(of_a_family, makes, num_frames, chosen, refused, way_out):
+    of_a_family(makes=makes, num_frames=num_frames)
     assert plan().output.format == chosen
     assert problems(format=refused) == [f"output.format={refused}: Other makes {way_out}"]
 
 
 def test_a_gif_has_no_quality_and_a_highest_speed(of_a_family):
-    of_a_family(task="t2v", num_frames=(4, 1))
+    of_a_family(makes="video", num_frames=(4, 1))
     assert plan(format="gif", fps=50).output.format == "gif"
     assert problems(format="gif", quality=50) == ["output.quality: gif has none; it is for jpg, webp, mp4"]
     assert problems(format="gif", fps=60) == ["sampling.fps: a gif shows 50 frames a second at most"]

@@ -1,21 +1,25 @@
-"""The process a rank runs: a Plan in; media, a perf dump and a stream of events out."""
+"""The process a rank runs: a Plan in, or one after the other; media, perf dumps and a stream of events out."""
 
 import argparse
 import faulthandler
+import fcntl
 import json
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from difftool.parallel.world import World, answers_pipe, read_world
+from difftool.parallel.world import World, answers_pipe, read_beyond, read_world, tasks_pipe
 
 PROCESS_STARTED = time.perf_counter()
+STREAM = "-"  # in place of a plan
+SPOKEN_BY_ALL = ("started", "heartbeat", "finished", "error")
 
 
 class Events:
@@ -27,6 +31,7 @@ class Events:
         self.stage: str | None = None
         self.item: int | None = None
         self.item_id: str | None = None
+        self.leads = True  # of the ranks that make an item together, whether this one speaks of it
 
     def __call__(self, event: str, **values: Any) -> None:
         if event == "item_started":
@@ -37,7 +42,7 @@ class Events:
             self.stage = None
         elif event in ("item_finished", "item_failed"):
             self.item = self.item_id = self.stage = None
-        if self.stream is not None:
+        if self.stream is not None and (self.leads or event in SPOKEN_BY_ALL):
             item = {} if self.item is None or "item" in values else {"item": self.item}
             rank = {} if self.world.folder is None else {"rank": self.world.rank}
             self.stream.write(json.dumps({"event": event, **values, **item, **rank}) + "\n")
@@ -85,33 +90,61 @@ def ends_the_run(error: Exception) -> bool:
     return isinstance(error, kinds) or is_lost_peer(error)
 
 
-def run(plan_file: Path, events: Events) -> int:
-    """Runs a plan; every failure is reported as an event. Returns the exit code."""
+def run(plan_files: Iterable[Path], events: Events) -> int:
+    """Runs the plans in turn, with the model that the first one loads. The first failure is reported as an event and
+    ends it. Returns the exit code.
+    """
     from difftool.errors import DifftoolError
 
     try:
-        from difftool.engine import run_plan
+        from difftool.engine import Kept, run_plan
 
-        run_plan(plan_file, events, PROCESS_STARTED, events.world)
+        with ExitStack() as ends:
+            kept = Kept(ends)
+            for number, plan_file in enumerate(plan_files):
+                started = time.perf_counter() if number else PROCESS_STARTED
+                run_plan(plan_file, events, started, events.world, kept)
+                events("finished")
     except DifftoolError as error:
         events.failed(error, error.exit_code, error.hint)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        memory = out_of_memory(error)
+        memory = ran_out_of_memory(error)
         hint = "use a smaller size, or fewer outputs at once" if memory else None
         events.failed(error, 5 if memory else 1, hint)
         return 5 if memory else 1
-    events("finished")
     return 0
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the host ran out, in any of the ways torch says so."""
-    import torch
+def plan_files(plan: str, world: World) -> Iterator[Path]:
+    """The one plan; for `-` those that the launcher names while it wants more, each with the log that goes with it."""
+    if plan != STREAM:
+        yield from locked(Path(plan))
+        return
+    with sys.stdin if world.folder is None else tasks_pipe(world).open() as lines:
+        for line in lines:
+            task = json.loads(line)
+            log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.dup2(log, sys.stdout.fileno())
+            os.dup2(log, sys.stderr.fileno())
+            os.close(log)
+            yield from locked(Path(task["plan"]))
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+def locked(plan: Path) -> Iterator[Path]:
+    """The plan, with a lock that all its ranks share: while one of them makes it, the run cannot be taken up."""
+    with plan.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield plan
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether the device or the host ran out, outside what a remedy is known for."""
+    from difftool.profiling.exhausted import ran_out
+
+    return ran_out(error)
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -128,11 +161,15 @@ def end_once(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m difftool.worker PLAN.json` with where its events go: a descriptor for one, a folder for many ranks."""
+    """`python -m difftool.worker PLAN.json` with where its events go: a descriptor for one, a folder for many ranks.
+
+    With `-` it stays, and is told its plans, lines of `{"plan": …, "log": …}`, on stdin or (many ranks) through pipes.
+    """
     parser = argparse.ArgumentParser(prog="difftool.worker")
-    parser.add_argument("plan", type=Path)
+    parser.add_argument("plan")
     parser.add_argument("--events-fd", type=int)
     parser.add_argument("--ranks-folder", type=Path)
+    parser.add_argument("--beyond", type=read_beyond)
     parser.add_argument("--parent", type=int, default=os.getppid())
     args = parser.parse_args(argv)
     faulthandler.enable()
@@ -141,10 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from difftool.platforms.host import die_with_parent
 
     die_with_parent(args.parent)
-    world = read_world(os.environ, args.ranks_folder)
+    world = read_world(os.environ, args.ranks_folder, args.beyond)
     events = Events(open_events(args.events_fd, world), world)
     events("started", pid=os.getpid())
-    return run(args.plan, events)
+    return run(plan_files(args.plan, world), events)
 
 
 def open_events(descriptor: int | None, world: World) -> TextIO | None:

@@ -1,75 +1,154 @@
-"""From a plan to a runnable pipeline: the one place that knows every transform, and their order."""
+"""From a plan to a runnable pipeline: composed, resolved, loaded, transformed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-import torch
-
-from difftool.acceleration import attention, precision
+from difftool.acceleration import attention, loras
+from difftool.acceleration.attention.sparse import Video
+from difftool.acceleration.cache import StepCache
 from difftool.components.load import load_components
 from difftool.components.loaded import Components
-from difftool.components.locate import locate
-from difftool.errors import PlanError
-from difftool.facts import TORCH_DTYPES, Applied, Refused
+from difftool.components.locate import locate, locate_components, locate_sources
+from difftool.components.lora import LoraSet
+from difftool.components.replaced import Place
+from difftool.components.sources import own_readers
+from difftool.facts import Applied
+from difftool.parallel import shard
+from difftool.parallel.mesh import Mesh
+from difftool.pipeline.batch import Batch
 from difftool.pipeline.composed import ComposedPipeline
 from difftool.pipeline.config import PipelineConfig
+from difftool.pipeline.foreign import ForeignPipeline, load_pipeline, roles_of
+from difftool.pipeline.prompt_embeds import PromptEmbeds, open_prompt_embeds
 from difftool.pipeline.registry import load_config
+from difftool.pipeline.stage import Context
+from difftool.pipeline.transforms import Made, Site, apply_all, dtypes_of, resolve_all
 from difftool.planning.plan import Plan
-from difftool.platforms import Platform
+from difftool.platforms.base import Platform
 
-# Transforms are applied in this order, each for the reason beside it; a plan may use any subset.
-ORDER = (
-    ("precision", "first: it decides the dtype weights are read in"),
-    ("quantization", "on weights of their final dtype"),
-    ("lora", "merged before anything wraps or splits the layers it names"),
-    ("attention", "before the cache counts and the shards split what the processors see"),
-    ("cache", "before sharding, or its block wrappers see shards where they expect whole sequences"),
-    ("shard", "before compile, which traces the collectives in"),
-    ("compile", "after all that changes a forward"),
-    ("offload", "last: it moves finished modules"),
-)
+ANY_COMPONENT = ("*",)
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A pipeline ready to run, its loaded components, and what was applied to them (`effective` of the dump)."""
+    """A pipeline ready to run, its loaded components, and what was applied to them (`effective` of the dump).
 
-    config: PipelineConfig
-    pipeline: ComposedPipeline
+    `config` is None for a pipeline that diffusers runs by itself. `loras` are those of its weights.
+    """
+
+    config: PipelineConfig | None
+    pipeline: Callable[[Batch, Context], Batch]
     components: Components
     effective: Mapping[str, Mapping[str, object]]
+    loras: LoraSet
+    videos: Mapping[str, Video] = field(default_factory=dict)
+    cache: StepCache | None = None
+    prompt_embeds: PromptEmbeds | None = None
+
+    def told(self) -> Mapping[str, Mapping[str, object]]:
+        """`effective`, with what was left out of videos since it was told last."""
+        counted = {name: {**self._attends(name), "video": video.told()} for name, video in self.videos.items()}
+        return {**self.effective, "attention": {**self.effective["attention"], **counted}}
+
+    def _attends(self, component: str) -> Mapping[str, object]:
+        found = self.effective["attention"][component]
+        assert isinstance(found, Mapping), found
+        return found
+
+    @property
+    def joined(self) -> bool:
+        """Whether its kernels let branches of unlike text share a forward."""
+        return self.config is None or attention.joins(self.effective["attention"], self.config.facts)
+
+    def with_loras(self, plan: Plan, notify: Callable[..., None]) -> "Assembled":
+        """The same pipeline with this plan's LoRAs in its weights, in place of those of the plan before."""
+        others = {name: outcome for name, outcome in self.effective.items() if name != "lora"}
+        applied = loras.apply(self.loras, plan.loras, notify)
+        return replace(self, effective={**others, **_effective(applied)})
 
 
-def assemble(plan: Plan, platform: Platform, notify: Callable[..., None]) -> Assembled:
+def assemble(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: Mesh) -> Assembled:
     """Composes, resolves every transform, loads, applies. Raises before weights load where that is knowable."""
-    config = load_config(plan.model.family)
-    pipeline = ComposedPipeline(config.stages(), available=config.facts.components)
-    outcomes = {
-        "precision": precision.resolve(
-            {role: s["precision"] for role, s in plan.stages.items()}, config.roles, platform
-        ),
-        "attention": attention.resolve(plan.stages["denoising"]["attention"]),
-    }
-    applied = {name: _or_refuse(outcomes[name]) for name, _ in ORDER if name in outcomes}
-    folder = locate(plan.model, config.facts.components, lambda: notify("heartbeat"))
-    dtypes: dict[str, torch.dtype] = {
-        name: getattr(torch, TORCH_DTYPES[str(value)]) for name, value in applied["precision"].detail.items()
-    }
+    if plan.model.backend == "diffusers":
+        return _foreign(plan, platform, notify, mesh)
+    return _native(plan, platform, notify, mesh)
+
+
+def _native(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: Mesh) -> Assembled:
+    """The stages of a family over its checkpoint's components."""
+    model, device = plan.model, platform.device
+    config = load_config(model.family, model.pipeline_class, code=model.code, digest=model.code_sha256)
+    names, optional = config.pipeline.components, config.pipeline.optional
+    pipeline = ComposedPipeline(config.stages(), available=(*names, *optional))
+    site = Site(plan, platform, mesh, config.roles, notify, config)
+    resolve_all(site)
+    beat = partial(notify, "heartbeat")
+    folder = locate(model, (*names, *optional), beat, sources=config.weight_sources)
+    replaced = locate_components(model, folder, beat)
+    sources = locate_sources(config.weight_sources, beat)
+    dealt = {"encoders": site.encoder_ranks, "device": device}
+    parts = shard.parts(mesh, config.roles, config.sequence, config.tensor, **dealt)
+    site = replace(site, root=folder, elsewhere={name: at.folder for name, at in replaced.items()}, parts=parts)
+    resolved = resolve_all(site)
+    dtypes = dtypes_of(resolved)
     components = load_components(
-        config.facts.components,
+        names,
         config.holder,
         folder,
+        optional=optional,
+        tokenizers=config.pipeline.tokenizers,
         dtypes=dtypes,
-        device=platform.device,
+        device=device,
         loaded=lambda **values: notify("component_loaded", **values),
+        own=own_readers(config.component_classes, sources, folder, dtypes=dtypes, device=device),
+        replaced=replaced,
+        shares=parts.makers,
+        later=config.roles["text_encoding"] if plan.puts_encoders_off else (),
     )
-    attention.apply(components, config.roles["denoising"], applied["attention"])
-    effective: dict[str, Any] = {name: {"status": "applied", **outcome.detail} for name, outcome in applied.items()}
-    return Assembled(config, pipeline, components, effective)
+    made = apply_all(site, components, resolved)
+    if replaced:
+        made["components"] = Made(Applied({name: model.components[name].shown for name in replaced}))
+    encoding = [replaced.get(name, Place(folder / name)) for name in components.modules if name not in _others(config)]
+    files = [place.file or place.folder for place in encoding]
+    kept = open_prompt_embeds(plan, files, resolved["precision"].detail, platform)
+    return _assembled(config, pipeline, components, made, kept)
 
 
-def _or_refuse(outcome: Applied | Refused) -> Applied:
-    if isinstance(outcome, Refused):
-        raise PlanError(outcome.reason)
-    return outcome
+def _foreign(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: Mesh) -> Assembled:
+    """A pipeline of diffusers as it is, with what can be set on its parts."""
+    folder = locate(plan.model, ANY_COMPONENT, lambda: notify("heartbeat"))
+    roles = roles_of(folder)
+    site = Site(plan, platform, mesh, roles, notify, root=folder)
+    resolved = resolve_all(site)
+    pipe = load_pipeline(
+        folder,
+        plan.model.pipeline_class,
+        dtypes=dtypes_of(resolved),
+        device=platform.device,
+        trust_remote_code=plan.model.trust_remote_code,
+    )
+    pipeline = ForeignPipeline(pipe, roles, plan.model.diffusers_kwargs)
+    return _assembled(None, pipeline, pipeline.components, apply_all(site, pipeline.components, resolved))
+
+
+def _assembled(
+    config: PipelineConfig | None,
+    pipeline: Callable[[Batch, Context], Batch],
+    components: Components,
+    made: Mapping[str, Made],
+    kept: PromptEmbeds | None = None,
+) -> Assembled:
+    effective = _effective({name: each.applied for name, each in made.items() if each.applied is not None})
+    loras, videos = made["lora"].product, made["attention"].product
+    cache = made["cache"].product if "cache" in made else None
+    return Assembled(config, pipeline, components, effective, loras, videos, cache, kept)
+
+
+def _others(config: PipelineConfig) -> set[str]:
+    """The modules of all stages but the encoding of texts."""
+    return {name for role, names in config.roles.items() if role != "text_encoding" for name in names}
+
+
+def _effective(applied: Mapping[str, Applied]) -> dict[str, dict[str, object]]:
+    return {name: {"status": "applied", **outcome.detail} for name, outcome in applied.items()}

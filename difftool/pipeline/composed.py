@@ -27,7 +27,7 @@ class ComposedPipeline:
         """One timed sample: every stage in order."""
         with ctx.timer.sample():
             for stage in self.stages:
-                batch = stage(batch, ctx)
+                batch = stage(batch, ctx) if stage.applies(batch, ctx) else batch
         return batch
 
 

@@ -1,11 +1,15 @@
 """The contract of a stage: what it reads, what it writes, and one timed call."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from difftool.acceleration.attention.sparse import Video
+from difftool.acceleration.cache import StepCache
 from difftool.components.loaded import Components
+from difftool.parallel.mesh import Mesh
+from difftool.parallel.world import World
 from difftool.pipeline.batch import Batch
 from difftool.pipeline.encodings import Encodings
 from difftool.profiling.timers import Timer
@@ -18,13 +22,19 @@ if TYPE_CHECKING:
 class Context:
     """What a stage may use besides the batch. `notify(event, **values)` reports progress and never synchronises.
 
-    `encodings` are those of earlier items; None where every sample must pay for its own.
+    `encodings` are those of earlier items; None where every sample must pay for its own. `mesh` is where this rank
+    stands among those that make the item. `cache` are the caches of the denoisers, where they have any. `joined`:
+    branches of unlike text may share a forward. `videos` are told the step, for kernels that leave out parts of one.
     """
 
     components: Components
     timer: Timer
     notify: Callable[..., None]
     encodings: Encodings | None = None
+    mesh: Mesh = field(default_factory=lambda: Mesh({}, World()))
+    cache: StepCache | None = None
+    joined: bool = True
+    videos: Mapping[str, Video] = field(default_factory=dict)
 
     @property
     def device(self):
@@ -45,6 +55,10 @@ class PipelineStage(ABC):
 
     def __init__(self, config: "PipelineConfig"):
         self.config = config
+
+    def applies(self, batch: Batch, ctx: Context) -> bool:
+        """Whether this request has work for it; a stage that has none does not run and is in no table."""
+        return True
 
     @abstractmethod
     def forward(self, batch: Batch, ctx: Context) -> Batch:

@@ -4,9 +4,8 @@ import json
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from difftool.pipeline.batch import Batch
+from difftool.pipeline.batch import Batch, Embeds
 from difftool.pipeline.config import PipelineConfig
 from difftool.pipeline.encodings import Key
 from difftool.pipeline.stage import Context, PipelineStage
@@ -22,11 +21,11 @@ def texts_to_encode(config: PipelineConfig, batch: Batch) -> tuple[str, ...]:
 def encoding_key(config: PipelineConfig, batch: Batch, text: str) -> Key:
     """Equal for two requests exactly where all that the family's encoding of this text reads is equal."""
     inputs = {name: getattr(batch, name) for name in (text, *config.encoding_inputs)}
-    return text, json.dumps(inputs, sort_keys=True)
+    return text, json.dumps(inputs, sort_keys=True, default=lambda picture: picture.sha256)
 
 
 class TextEncodingStage(PipelineStage):
-    """Writes one tensor per text encoder for each text; one that an earlier item encoded is used again, if kept."""
+    """Writes one entry per text encoder for each text; one that an earlier item encoded is used again, if kept."""
 
     name = "text_encoding"
     reads = frozenset(("prompt",))
@@ -41,8 +40,9 @@ class TextEncodingStage(PipelineStage):
         texts = texts_to_encode(self.config, batch)
         return replace(batch, **{f"{text}_embeds": self._encode(batch, ctx, text) for text in texts})
 
-    def _encode(self, batch: Batch, ctx: Context, text: str) -> list[Tensor]:
-        def encode() -> list[Tensor]:
+    def _encode(self, batch: Batch, ctx: Context, text: str) -> Embeds:
+        def encode() -> Embeds:
+            ctx.components.bring()
             return self.config.encode_prompt(ctx.components, batch, ctx.device, negative=text == NEGATIVE)
 
         if ctx.encodings is None:

@@ -13,11 +13,12 @@ class TimestepPreparationStage(PipelineStage):
 
     name = "timestep_preparation"
     reads = frozenset(("num_inference_steps", "latents", "prompt_embeds"))
-    writes = frozenset(("scheduler", "timesteps", "sigmas", "branches"))
+    writes = frozenset(("scheduler", "timesteps", "times", "sigmas", "branches"))
 
     @torch.no_grad()
     def forward(self, batch: Batch, ctx: Context) -> Batch:
         scheduler, timesteps = self.config.prepare_timesteps(ctx.components, batch, ctx.device)
-        scheduled = replace(batch, scheduler=scheduler, timesteps=timesteps, sigmas=scheduler.sigmas.tolist())
+        sigmas, times = scheduler.sigmas.tolist(), timesteps.tolist()
+        scheduled = replace(batch, scheduler=scheduler, timesteps=timesteps, times=times, sigmas=sigmas)
         branches = self.config.make_branches(ctx.components, scheduled, ctx.device)
         return replace(scheduled, branches=branches)

@@ -35,6 +35,7 @@ TO_PYTHON = frozenset(
 WAITING_OPS = frozenset(
     torch.ops.aten.__getattr__(name)
     for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero", "unique_dim")
+    + ("_linalg_check_errors",)
 )
 
 

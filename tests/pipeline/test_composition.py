@@ -7,8 +7,8 @@ from difftool.pipeline.composed import ComposedPipeline
 from difftool.pipeline.registry import load_config
 from difftool.stages.denoising import DenoisingStage
 
-CONFIG = load_config("flux1")
-NAMES = CONFIG.facts.components
+CONFIG = load_config("flux1", "FluxPipeline")
+NAMES = CONFIG.pipeline.components
 
 
 def test_the_standard_order_holds():

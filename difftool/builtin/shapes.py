@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
+Centre = tuple[float, float] | tuple[Floats, Floats]
 
 SIDE = 64
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -76,6 +77,11 @@ SHAPES: dict[str, Any] = {
 }
 
 
+def is_held_out(*words: str) -> bool:
+    """Which side of the training split a combination is on: a fixed hash of its words decides."""
+    return zlib.crc32("|".join(words).encode()) % HELD_OUT_SHARE == 0
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a caption says: one shape, its colour, the background and the layout."""
@@ -87,9 +93,8 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never sees this combination (a fixed hash of its words decides)."""
-        key = f"{self.shape}|{self.colour}|{self.background}|{self.layout}"
-        return zlib.crc32(key.encode()) % HELD_OUT_SHARE == 0
+        """Whether training never sees this combination."""
+        return is_held_out(self.shape, self.colour, self.background, self.layout)
 
     def caption(self, *, name_background: bool = True) -> str:
         """`a small red circle on the left on a white background`; at most 11 words."""
@@ -106,10 +111,13 @@ def scenes(*, held_out: bool) -> list[Scene]:
     return [scene for scene in every if scene.held_out == held_out]
 
 
-def coverage(shape: str, centre: tuple[float, float], radius: float, side: int = SIDE) -> Floats:
-    """[side, side] share of each pixel the shape covers, 0..1, anti-aliased over one pixel."""
+def coverage(shape: str, centre: Centre, radius: float, side: int = SIDE) -> Floats:
+    """[side, side] share of each pixel the shape covers, 0..1, anti-aliased over one pixel.
+
+    Many centres, x and y [T, 1, 1] each, give [T, side, side].
+    """
     grid = (np.arange(side, dtype=np.float32) + 0.5) / side
-    x, y = np.meshgrid((grid - centre[0]) / radius, (grid - centre[1]) / radius)
+    x, y = np.broadcast_arrays((grid - centre[0]) / radius, (grid[:, None] - centre[1]) / radius)
     covered: Floats = np.clip(0.5 - SHAPES[shape](x, y) * radius * side, 0, 1).astype(np.float32)
     return covered
 
@@ -120,9 +128,14 @@ def render(scene: Scene, rng: np.random.Generator | None = None, side: int = SID
     if rng is not None:
         dx, dy, grow = rng.uniform(-1, 1, 3)
         radius, x, y = radius * (1 + 0.06 * grow), x + 0.03 * dx, y + 0.03 * dy
-    mask = coverage(scene.shape, (x, y), radius, side)[..., None]
-    colours = [np.asarray(c, np.float32) for c in (BACKGROUNDS[scene.background], COLOURS[scene.colour])]
-    return np.rint(colours[0] * (1 - mask) + colours[1] * mask).astype(np.uint8)
+    return paint(scene.shape, scene.colour, scene.background, (x, y), radius, side)
+
+
+def paint(shape: str, colour: str, background: str, centre: Centre, radius: float, side: int = SIDE) -> Picture:
+    """[side, side, 3] uint8, or [T, side, side, 3] as `coverage`: the named shape on the named background."""
+    mask = coverage(shape, centre, radius, side)[..., None]
+    below, above = (np.asarray(c, np.float32) for c in (BACKGROUNDS[background], COLOURS[colour]))
+    return np.rint(below * (1 - mask) + above * mask).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """`difftool generate`: runs a recipe."""
 
 import contextlib
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +11,14 @@ import typer
 
 from difftool.cli.options import RecipeArguments, recipe_command
 from difftool.cli.panels import COMMON, PanelCommand
+from difftool.cli.profiled import AllStagesFlag, TimestepsFlag, what_to_record
 from difftool.cli.usage import UsageError
 from difftool.errors import DifftoolError, OutputError
 
 if TYPE_CHECKING:
     from difftool.cli.progress import Mode
+    from difftool.launch.meeting import Meeting
+    from difftool.launch.node_meeting import NodeMeeting
     from difftool.planning.plan import Plan
 
 PerfDumpPath = Annotated[
@@ -24,6 +29,9 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="print only the p
 VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="show the worker's log on stderr")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print every event as one JSON object a line")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="print the plan and launch nothing, as `difftool plan`")]
+ProfileFlag = Annotated[
+    bool, typer.Option("--profile", help="record a trace, as `difftool profile`", rich_help_panel="run")
+]
 LAST = "last"
 ResumeFlag = Annotated[
     str | None,
@@ -56,7 +64,11 @@ def register(app: typer.Typer) -> None:
 def generate(
     arguments: RecipeArguments,
     *,
+    context: typer.Context,
     resume: ResumeFlag = None,
+    profile: ProfileFlag = False,
+    num_profiled_timesteps: TimestepsFlag = None,
+    profile_all_stages: AllStagesFlag = False,
     perf_dump_path: PerfDumpPath = None,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -64,36 +76,87 @@ def generate(
     dry_run: DryRunFlag = False,
 ) -> None:
     """Run a recipe: prompts in, media and a perf dump out."""
-    from difftool.cli.prepare import check_target, plan_for, plan_to_resume, print_plan
+    recorded = what_to_record(profile=profile, steps=num_profiled_timesteps, all_stages=profile_all_stages)
+    run_recipe(
+        replace(arguments, profile=recorded),
+        context=context,
+        resume=resume,
+        perf_dump_path=perf_dump_path,
+        quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
+        dry_run=dry_run,
+    )
+
+
+def run_recipe(
+    arguments: RecipeArguments,
+    *,
+    context: typer.Context,
+    resume: str | None = None,
+    perf_dump_path: Path | None,
+    quiet: bool,
+    verbose: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Plans and runs what the command line asks for, or shows the plan. Raises what a run can end with."""
+    from difftool.cli.nodes import lead, lend
+    from difftool.cli.prepare import check_target, node_of, plan_for, plan_to_resume, print_plan
     from difftool.cli.progress import choose_mode
+    from difftool.cli.quality import prepare_references
+    from difftool.launch.nsys import check_nsys
+    from difftool.launch.outside import read_outside
 
     if quiet and as_json:
         raise UsageError("--quiet and --json exclude each other", hint="--json prints only events already")
     if perf_dump_path:
         check_target(perf_dump_path)
-    records = None
+    meeting: Meeting | None = context.obj
+    world, records = meeting.outside if meeting else read_outside(os.environ), None
+    node = None if dry_run else node_of(arguments, world)
+    if not dry_run:
+        check_nsys(arguments.profile, alone=world is None and node is None)
+    if node is not None and node.rank > 0:
+        raise typer.Exit(lend(arguments, node, world))
     if resume is None:
-        plan = plan_for(arguments)
+        plan = plan_for(arguments, world, preview=dry_run)
     else:
-        plan, records = plan_to_resume(arguments, None if resume == LAST else resume)
+        plan, records = plan_to_resume(arguments, None if resume == LAST else resume, world)
     if dry_run:
         print_plan(plan, as_json=as_json)
     else:
         mode = choose_mode(as_json=as_json, quiet=quiet, verbose=verbose)
-        launch_plan(plan, records, mode=mode, verbose=verbose, perf_dump_path=perf_dump_path)
+        prepare_references(plan, alone=world is None and plan.nodes is None, mode=mode, verbose=verbose)
+        if meeting:
+            meeting.gather()
+        with lead(plan.nodes, mode) if plan.nodes else contextlib.nullcontext(meeting) as others:
+            launch_plan(plan, records, others, mode=mode, verbose=verbose, perf_dump_path=perf_dump_path)
 
 
 def launch_plan(
-    plan: "Plan", records: Path | None, *, mode: "Mode", verbose: bool, perf_dump_path: Path | None
+    plan: "Plan",
+    records: Path | None,
+    meeting: "Meeting | NodeMeeting | None",
+    *,
+    mode: "Mode",
+    verbose: bool,
+    perf_dump_path: Path | None,
 ) -> None:
     """Runs the plan, or what `records` of a run left of it, shows its progress, and leaves the perf dump where it was
-    asked for, also of a run that failed.
+    asked for, also of a run that failed. The ranks are those that came to the meeting, if there is one, or those of the
+    machines that did. Raises QualityFailed where everything is made and is not what was asked for.
     """
     from difftool import launch
     from difftool.cli.prepare import copy_perf
+    from difftool.cli.profiled import profile_lines
     from difftool.cli.progress import make_listener, shown
+    from difftool.cli.quality import check_quality, quality_lines
     from difftool.cli.summary import StageTable
     from difftool.launch.events import Event
+    from difftool.launch.node_meeting import NodeMeeting
+    from difftool.report.perf import read_perf
+    from difftool.report.reuse import cache_line
 
     if records is None:
         records = launch.open_records(plan)
@@ -102,6 +165,8 @@ def launch_plan(
         if mode in ("plain", "live"):
             left = len(todo.positions())
             print(f"resumes {records.name}: {len(plan.items) - left} items are there, {left} to make", file=sys.stderr)
+    if isinstance(meeting, NodeMeeting):
+        meeting.prepare(plan, records)
     table = StageTable()
 
     def hear(event: Event) -> None:
@@ -110,12 +175,17 @@ def launch_plan(
 
     try:
         with make_listener(mode) as listener:
-            result = launch.run(plan, records, on_event=hear, verbose=verbose)
+            result = launch.run(plan, records, on_event=hear, verbose=verbose, meeting=meeting)
     except DifftoolError:
         with contextlib.suppress(OutputError, ValueError):  # the failure of the run is what to tell
             copy_perf(records, perf_dump_path)
         raise
     copy_perf(records, perf_dump_path)
+    dump, perf = read_perf(result.perf) if result.perf else None, perf_dump_path or result.perf
+    quality = dump.quality if dump else None
     if mode in ("plain", "live"):
-        lines = [table.text(), f"perf dump: {shown(perf_dump_path or result.perf)}" if result.perf else ""]
+        profiled = profile_lines(dump.profile if dump else None, records)
+        reused = cache_line(dump.effective) if dump else ""
+        lines = [table.text(), reused, *profiled, *quality_lines(quality), f"perf dump: {shown(perf)}" if perf else ""]
         print(*filter(None, lines), sep="\n", file=sys.stderr)
+    check_quality(quality, perf)

@@ -6,17 +6,37 @@ A command is one file here with `register(app)`, named in COMMANDS, which is als
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from difftool.cli import compare_perf, failures, generate, inspect, models, plan, recipes, schema
+from difftool.cli import (
+    bench,
+    calibrate,
+    compare_perf,
+    completion,
+    doctor,
+    failures,
+    generate,
+    history,
+    inspect,
+    models,
+    plan,
+    profile,
+    recipes,
+    schema,
+)
 from difftool.cli.panels import PanelGroup
+from difftool.cli.world import take_part
 from difftool.errors import DifftoolError
+
+if TYPE_CHECKING:
+    from difftool.launch.meeting import Meeting
 
 PROGRAM = "difftool"
 COMPLETION = "_DIFFTOOL_COMPLETE"  # set by the shell when it asks for completions
-COMMANDS = (generate, plan, inspect, compare_perf, models, recipes, schema)
+COMMANDS = (generate, plan, profile, bench, calibrate, inspect, compare_perf, schema, doctor, history, models, recipes)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -63,8 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code. Nothing passes this but SystemExit of the shell's completion."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
+    return take_part(given, partial(_run, given, as_json), partial(failures.tell, as_json=as_json))
+
+
+def _run(given: list[str], as_json: bool, meeting: "Meeting | None") -> int:
     try:
-        return _dispatch(given)
+        return _dispatch(given, meeting)
     except typer.Exit as leave:
         return leave.exit_code
     except typer.TyperException as error:
@@ -80,11 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failures.tell_bug(error, as_json=as_json)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], meeting: "Meeting | None") -> int:
     group = typer.main.get_command(app)
     if COMPLETION in os.environ:
+        completion.join_split_word(os.environ)
         group.main(arguments, prog_name=PROGRAM)
-    with group.make_context(PROGRAM, arguments) as context:
+    with group.make_context(PROGRAM, arguments, obj=meeting) as context:
         group.invoke(context)
     sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's exit
     return 0

@@ -1,20 +1,24 @@
 """`difftool models`: what can be run, from the families' facts, the built-in models and what this version applies."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from difftool.cli.completion import complete_model
+from difftool.cli.fetch import fetch
 from difftool.cli.panels import PanelCommand, PanelGroup
 from difftool.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from difftool.facts import FamilyFacts
+    from difftool.facts import Configs, FamilyFacts
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a model of the list, or a family")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="a model of the list, or a family", autocompletion=complete_model)
+]
 OWN_LICENSE = "that of difftool"
 ACCELERATING = ("stages", "cache", "memory", "parallel", "model.lora", "model.components")  # recipe keys of features
 
@@ -31,15 +35,18 @@ class Model:
     license: str
     sampling: Mapping[str, object]
     size_multiple: int
+    num_frames: tuple[int, int] | None  # (step, offset): a valid count is step * k + offset
+    images: tuple[int, int]  # condition pictures, at least and at most
     extra: tuple[str, ...]
     features: Mapping[str, list[str] | None]  # recipe key -> the values that take effect; None: every one
 
 
 def register(app: typer.Typer) -> None:
-    models = typer.Typer(cls=PanelGroup, help="List the models that run, and what each supports.")
+    models = typer.Typer(cls=PanelGroup, help="List the models that run and what each supports; fetch one.")
     models.callback(invoke_without_command=True)(choose)
     models.command("list", cls=PanelCommand)(show_list)
     models.command("show", cls=PanelCommand)(show_one)
+    models.command("fetch", cls=PanelCommand)(fetch)
     app.add_typer(models, name="models")
 
 
@@ -55,7 +62,7 @@ def show_list(context: typer.Context, *, as_json: JsonFlag = False) -> None:
     if as_json or context.obj:
         typer.echo(json.dumps({"models": [asdict(model) for model in models]}, indent=2, ensure_ascii=False))
     else:
-        typer.echo(table([HEAD, *(row(model) for model in models)]))
+        typer.echo(overview(models))
 
 
 def show_one(context: typer.Context, name: NameArgument, *, as_json: JsonFlag = False) -> None:
@@ -83,56 +90,62 @@ def way_out(name: str) -> str:
 
 
 def known_models() -> Iterator[Model]:
-    """The built-in ones first, then every published checkpoint of every family."""
-    from difftool.families.index import all_families
-    from difftool.planning.checkpoint import BUILTIN, builtin_models, find_checkpoint
+    """The built-in ones first, then every published checkpoint that is known by name."""
+    from difftool.planning.checkpoint import BUILTIN, builtin_models, family_for, find_checkpoint, known_checkpoints
 
     for name in builtin_models():
-        found = find_checkpoint(BUILTIN + name, None, None)
+        found = find_checkpoint(BUILTIN + name)
         yield describe(
-            found.model.name, found.family, found.model.pipeline_class, found.transformer, found.defaults, OWN_LICENSE
+            found.model.name, found.family, found.model.pipeline_class, found.configs, found.defaults, OWN_LICENSE
         )
-    for family in all_families():
-        for known in family.checkpoints:
-            yield describe(known.hub_id, family, known.pipeline_class, known.transformer, known.sampling, known.license)
+    for known in known_checkpoints():
+        family = family_for(known.hub_id, known.pipeline_class, backend="auto")
+        yield describe(known.hub_id, family, known.pipeline_class, known.configs, known.sampling, known.license)
 
 
 def describe(
     name: str,
     family: "FamilyFacts",
     pipeline_class: str,
-    transformer: Mapping[str, object],
+    configs: "Configs",
     own_sampling: Mapping[str, object],
     license_name: str,
 ) -> Model:
-    """A guidance key that the transformer's config does not know is none of its settings."""
-    sampling = {**family.sampling, **own_sampling}
-    ignored = [key for key, flag in family.guidance.items() if flag is not None and not transformer.get(flag)]
+    """A key that the checkpoint's configs say it ignores is none of its settings."""
+    from difftool.planning.foreign import NAME as FOREIGN
+
+    pipeline = family.pipelines[pipeline_class]
+    sampling = {**family.sampling, **pipeline.sampling, **family.configured_sampling(configs), **own_sampling}
     return Model(
         name=name,
         family=family.name,
         title=family.title,
-        task=family.pipeline_classes[pipeline_class],
+        task=pipeline.task(configs),
         pipeline_class=pipeline_class,
         license=license_name,
-        sampling={key: value for key, value in sampling.items() if key not in ignored},
-        size_multiple=family.size_multiple,
-        extra=tuple(family.extra),
-        features=features(),
+        sampling={key: value for key, value in sampling.items() if family.understands(configs, key)},
+        size_multiple=family.multiple(configs),
+        num_frames=family.num_frames if pipeline.makes == "video" else None,
+        images=pipeline.image_counts(configs),
+        extra=(*family.extra, *pipeline.extra),
+        features=features(family.axes, native=family.name != FOREIGN),
     )
 
 
-def features() -> dict[str, list[str] | None]:
-    """Recipe keys of accelerations with the values that take effect here, without those that only say off."""
-    from difftool.facts import AXES
-    from difftool.planning.availability import ANY, AVAILABLE, OFF, UNAVAILABLE_AXES
+def features(axes: Sequence[str], *, native: bool) -> dict[str, list[str] | None]:
+    """Recipe keys of accelerations with the values that take effect here, without those that only say off. Of the
+    parallel ones those of the `axes`. A pipeline that is not native keeps its own components, each whole.
+    """
+    from difftool.planning.availability import ANY, AVAILABLE, OFF
 
     found: dict[str, list[str] | None] = {}
     for key, values in AVAILABLE.items():
         if not any(key == section or key.startswith(f"{section}.") for section in ACCELERATING):
             continue
+        if key in ("model.components", "stages.text_encoding.tp") and not native:
+            continue
         if key == "parallel":
-            found |= {f"parallel.{axis}": None for axis in AXES if axis not in UNAVAILABLE_AXES}
+            found |= {f"parallel.{axis}": None for axis in axes}
         elif values is ANY:
             found[key] = None
         elif set(values or ()) - set(OFF):
@@ -140,16 +153,27 @@ def features() -> dict[str, list[str] | None]:
     return found
 
 
-HEAD = ("MODEL", "FAMILY", "TASK", "SIZE", "STEPS", "FEATURES")
+HEAD = ("MODEL", "FAMILY", "TASK", "SIZE", "STEPS")
+
+
+def overview(models: list[Model]) -> str:
+    """A line for each model, a column for each feature that any of them has."""
+    columns = list(dict.fromkeys(kind for model in models for kind in kinds(model)))
+    rows = [row(model) + tuple("yes" if kind in kinds(model) else "-" for kind in columns) for model in models]
+    return table([HEAD + tuple(kind.upper() for kind in columns), *rows])
+
+
+def kinds(model: Model) -> list[str]:
+    """Short names of its features, each once."""
+    return list(dict.fromkeys(key.rpartition(".")[2] for key in model.features))
 
 
 def row(model: Model) -> tuple[str, ...]:
     sampling = model.sampling
-    size = f"{sampling.get('width', '-')}x{sampling.get('height', '-')}"
+    size = f"{sampling.get('width') or '-'}x{sampling.get('height') or '-'}"
     if sampling.get("num_frames") is not None:
         size += f"x{sampling['num_frames']}"
-    kinds = dict.fromkeys(key.rpartition(".")[2] for key in model.features)
-    return model.name, model.family, model.task, size, str(sampling.get("num_inference_steps", "-")), ", ".join(kinds)
+    return model.name, model.family, model.task, size, str(sampling.get("num_inference_steps", "-"))
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -165,13 +189,24 @@ def page(model: Model) -> str:
         ("pipeline", model.pipeline_class),
         ("license", model.license or "not recorded"),
         ("sizes", f"multiples of {model.size_multiple}"),
+        *frames(model),
+        *pictures(model),
         ("extra", ", ".join(model.extra) or "none"),
     ]
-    values = [(f"sampling.{key}", json.dumps(value)) for key, value in model.sampling.items()]
+    values = [(f"sampling.{key}", json.dumps(value, ensure_ascii=False)) for key, value in model.sampling.items()]
     applied = [(key, ", ".join(given) if given else "every value") for key, given in model.features.items()]
     return "\n".join(
         [model.name, *lines(head), "defaults", *lines(values), "takes effect in this version", *lines(applied)]
     )
+
+
+def frames(model: Model) -> list[tuple[str, Any]]:
+    return [] if model.num_frames is None else [("frames", "{}k + {}".format(*model.num_frames))]
+
+
+def pictures(model: Model) -> list[tuple[str, Any]]:
+    least, most = model.images
+    return [("pictures", f"{least} to {most}" if least < most else str(most))] if most else []
 
 
 def lines(pairs: list[tuple[str, Any]]) -> list[str]:

@@ -1,19 +1,26 @@
 """The flags of every command that takes a recipe, made from the one flag table."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from difftool.cli.completion import complete_key, complete_recipe
 from difftool.cli.panels import COMMON, PanelCommand, show_all
 from difftool.recipe.flag_table import FLAGS, Flag
+
+if TYPE_CHECKING:
+    from difftool.planning.plan import ProfilePlan
 
 
 @dataclass(frozen=True)
 class RecipeArguments:
-    """What the command line says of the recipe. `flags` holds those of the table that were given, by first name."""
+    """What the command line says of the recipe. `flags` holds those of the table that were given, by first name.
+
+    `profile` is what a command has its run record.
+    """
 
     recipe: str | None
     config: str | None
@@ -23,19 +30,17 @@ class RecipeArguments:
     keep_going: bool
     sets: tuple[str, ...]
     flags: Mapping[str, Any]
-
-
-def complete_key(incomplete: str) -> list[str]:
-    """Keys for `--set`, for the shell's completion."""
-    from difftool.recipe.keys import known_keys
-
-    return [f"{key}=" for key in known_keys() if key.startswith(incomplete)]
+    profile: "ProfilePlan | None" = None
 
 
 RECIPE_PARAMETERS: dict[str, Any] = {
     "recipe": Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="a recipe file, a built-in recipe, or a model"),
+        typer.Argument(
+            metavar="RECIPE",
+            help="a recipe file, a built-in recipe, a model or a generated file",
+            autocompletion=complete_recipe,
+        ),
     ],
     "output": Annotated[
         str | None,
@@ -43,7 +48,10 @@ RECIPE_PARAMETERS: dict[str, Any] = {
             "--output", "-o", metavar="PATH", help="x.png names the one file, x/ the folder", rich_help_panel=COMMON
         ),
     ],
-    "config": Annotated[str | None, typer.Option("--config", "-c", metavar="RECIPE", help="the same as RECIPE")],
+    "config": Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="RECIPE", help="the same as RECIPE", autocompletion=complete_recipe),
+    ],
     "sets": Annotated[
         list[str] | None,
         typer.Option(
@@ -70,9 +78,17 @@ RUN_PARAMETERS: dict[str, Any] = {
 
 
 def recipe_command(
-    app: typer.Typer, name: str, function: Callable[..., None], *, kind: type[PanelCommand] = PanelCommand
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., None],
+    *,
+    kind: type[PanelCommand] = PanelCommand,
+    without: Collection[str] = (),
 ) -> None:
-    """Adds `function(arguments: RecipeArguments, *, own options…)` to `app` as a command with the recipe's flags."""
+    """Adds `function(arguments: RecipeArguments, *, own options…)` to `app` as a command with the recipe's flags.
+
+    `without` names parameters of a run that would do nothing there, or that are the command's own.
+    """
     own = list(inspect.signature(function).parameters.values())[1:]
     flags = {_parameter_name(flag): flag for flag in FLAGS}
 
@@ -80,17 +96,18 @@ def recipe_command(
         arguments = RecipeArguments(
             recipe=given["recipe"],
             config=given["config"],
-            output=given["output"],
-            save_output=given["save_output"] is not False,
-            return_frames=given["return_frames"],
-            keep_going=bool(given["keep_going"]),
+            output=None if "output" in without else given["output"],
+            save_output=given.get("save_output") is not False,
+            return_frames="return_frames" not in without and given["return_frames"],
+            keep_going="keep_going" not in without and bool(given["keep_going"]),
             sets=tuple(given["sets"] or ()),
             flags={flag.names[0]: given[key] for key, flag in flags.items() if given[key] is not None},
         )
         function(arguments, **{parameter.name: given[parameter.name] for parameter in own})
 
     table = {key: _option(flag) for key, flag in flags.items()}
-    annotations = {**table, **RECIPE_PARAMETERS, **RUN_PARAMETERS}
+    shared = {**RECIPE_PARAMETERS, **RUN_PARAMETERS}
+    annotations = {**table, **{key: value for key, value in shared.items() if key not in without}}
     parameters = [*(_keyword(key, annotation) for key, annotation in annotations.items()), *own]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -16,12 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(arguments: RecipeArguments, *, resolved: ResolvedFlag = False, as_json: JsonFlag = False) -> None:
-    """Check and resolve a recipe and print what would run."""
+    """Check and resolve a recipe and print what would run; exit code 3 for what this version cannot run yet."""
     from difftool.cli.prepare import plan_for, print_plan, print_resolved
 
     if resolved and as_json:
         raise UsageError("--resolved and --json exclude each other", hint="the JSON holds the resolved recipe already")
-    made = plan_for(arguments)
+    made = plan_for(arguments, preview=True)
     if resolved:
         print_resolved(made)
     else:

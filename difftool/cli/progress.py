@@ -26,7 +26,7 @@ from difftool.launch.events import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
 HEARTBEAT_S = 30.0
 WORTH_A_LINE_MS = 10.0  # a stage below this is only in the table
@@ -162,6 +162,23 @@ class PlainLines(Quiet):
                 self._say(f"{self._now}{since}")
 
 
+def make_bars(*, redirect_stderr: bool = True) -> "Progress":
+    """Bars on stderr with counts and times, which go when they are stopped."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        redirect_stdout=False,
+        redirect_stderr=redirect_stderr,
+        transient=True,
+    )
+
+
 class LiveBars:
     """Bars on the terminal: the items of all ranks, and the steps of the first one's stage.
 
@@ -169,18 +186,7 @@ class LiveBars:
     """
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bars: Progress = Progress(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            redirect_stdout=False,
-            transient=True,
-        )
+        self._bars = make_bars()
         self._items: TaskID | None = None
         self._stage = self._bars.add_task("starts the worker", total=None)
         self._media: list[str] = []

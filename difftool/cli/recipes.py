@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
+from difftool.cli.completion import complete_builtin_recipe
 from difftool.cli.panels import PanelCommand, PanelGroup
 from difftool.cli.usage import UsageError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a recipe of the list")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="a recipe of the list", autocompletion=complete_builtin_recipe)
+]
 TargetArgument = Annotated[
     str | None, typer.Argument(metavar="TARGET", help="the new file, or its folder; the current one if left out")
 ]

@@ -73,7 +73,7 @@ def test_json_errors_are_events_too(difftool):
 
 
 def test_an_unforeseen_exception_is_one_line_and_a_file(difftool, monkeypatch, tmp_path):
-    def fail(arguments):
+    def fail(*arguments, **options):
         raise KeyError("rope")
 
     monkeypatch.setattr(prepare, "plan_for", fail)
@@ -88,7 +88,7 @@ def test_an_unforeseen_exception_is_one_line_and_a_file(difftool, monkeypatch, t
 
 
 def test_without_a_place_for_the_file_the_traceback_is_printed(difftool, monkeypatch):
-    def fail(arguments):
+    def fail(*arguments, **options):
         raise KeyError("rope")
 
     monkeypatch.setattr(prepare, "plan_for", fail)
@@ -98,7 +98,7 @@ def test_without_a_place_for_the_file_the_traceback_is_printed(difftool, monkeyp
 
 
 def test_ctrl_c_while_planning_is_exit_130(difftool, monkeypatch):
-    def interrupt(arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "plan_for", interrupt)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import RECORDS
 
 RECIPE = "model: builtin:shapes-image\nsampling: {prompt: [a red circle, a blue circle], seed: 7}\n"
 
@@ -38,14 +39,7 @@ def test_a_run_prints_media_on_stdout_and_the_stages_on_stderr(difftool, worker,
         "total                     50.0\n"
         f"perf dump: {records()}/perf.json\n"
     )
-    assert sorted(path.name for path in records().iterdir()) == [
-        "journal.jsonl",
-        "perf.json",
-        "plan.json",
-        "recipe.yaml",
-        "todo.json",
-        "worker.log",
-    ]
+    assert sorted(path.name for path in records().iterdir()) == RECORDS
 
 
 def test_config_is_the_same_as_the_positional(difftool, worker, recipe):

@@ -1,6 +1,5 @@
 """The help is the manual page: these literals are what a newcomer reads. It must come at once."""
 
-import os
 import subprocess
 import sys
 
@@ -17,11 +16,16 @@ def test_the_application_lists_its_commands(difftool):
         "\n"
         "Commands:\n"
         "  generate      Run a recipe: prompts in, media and a perf dump out.\n"
-        "  plan          Check and resolve a recipe and print what would run.\n"
+        "  plan          Check and resolve a recipe and print what would run; exit...\n"
+        "  profile       Run a recipe under a profiler: a trace of every rank, the...\n"
+        "  bench         Measure a recipe: warm-up, repeats, and a race against...\n"
+        "  calibrate     Fit TeaCache's coefficients to a recipe, and write one...\n"
         "  inspect       Print the recipe, seed and versions inside an output file.\n"
         "  compare-perf  Compare perf dumps with the first of them.\n"
         "  schema        Print the JSON Schema of recipes, dumps, reports or events.\n"
-        "  models        List the models that run, and what each supports.\n"
+        "  doctor        Say what this machine can do, or check a model's files.\n"
+        "  history       Keep perf dumps over time: add, show and bless sessions.\n"
+        "  models        List the models that run and what each supports; fetch one.\n"
         "  recipes       List, show and copy the built-in recipes.\n"
         "\n"
         "Options:\n"
@@ -44,10 +48,11 @@ def test_help_shows_the_common_flags_with_their_recipe_keys(difftool):
     assert difftool("plan", "--help").out == (
         "Usage: difftool plan [OPTIONS] [RECIPE]\n"
         "\n"
-        "  Check and resolve a recipe and print what would run.\n"
+        "  Check and resolve a recipe and print what would run; exit code 3 for what\n"
+        "  this version cannot run yet.\n"
         "\n"
         "Arguments:\n"
-        "  RECIPE  a recipe file, a built-in recipe, or a model\n"
+        "  RECIPE  a recipe file, a built-in recipe, a model or a generated file\n"
         "\n"
         "Common:\n"
         "  -p, --prompt sampling.prompt          what to make; repeatable\n"
@@ -118,13 +123,3 @@ def test_help_imports_nothing_heavy(words):
 def test_the_version_is_printed(difftool):
     answer = difftool("--version")
     assert answer.code == 0 and answer.out.startswith("difftool ")
-
-
-def test_the_shell_completes_commands_and_recipe_keys():
-    def completions(words: str, index: int) -> str:
-        environment = {"_DIFFTOOL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
-        command = [sys.executable, "-m", "difftool"]
-        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True).stdout
-
-    assert completions("difftool g", 1).split() == ["generate"]
-    assert "sampling.seed=" in completions("difftool plan --set sampling.s", 3).split()

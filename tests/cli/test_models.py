@@ -2,7 +2,10 @@
 
 import json
 
+from PIL import Image
+
 from difftool.cli import models
+from difftool.errors import RecipeError
 from difftool.families.index import all_families
 from difftool.planning import availability
 from difftool.planning.checkpoint import builtin_models
@@ -10,9 +13,15 @@ from difftool.planning.make import RunOptions, make_plan
 from difftool.recipe.load import load_recipe
 
 LIST = (
-    "MODEL                             FAMILY  TASK  SIZE       STEPS  FEATURES\n"
-    "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28     precision, attention, dp\n"
-    "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4      precision, attention, dp\n"
+    "MODEL                             FAMILY  TASK  SIZE       STEPS"
+    "  LORA  COMPONENTS  PRECISION  COMPILE  QUANTIZATION  ATTENTION  TILING  SLICING  PARALLEL  DP   CFG  RING "
+    " ULYSSES  TP   CACHE\n"
+    "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28   "
+    "  yes   yes         yes        yes      yes           yes        yes     yes      yes       yes  yes  yes "
+    "  yes      yes  yes\n"
+    "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4    "
+    "  yes   yes         yes        yes      yes           yes        yes     yes      yes       yes  yes  yes "
+    "  yes      yes  yes\n"
 )
 PAGE = (
     "black-forest-labs/FLUX.1-dev\n"
@@ -31,18 +40,35 @@ PAGE = (
     "  sampling.true_cfg_scale             1.0\n"
     "  sampling.max_sequence_length        512\n"
     "takes effect in this version\n"
+    "  model.lora                          every value\n"
+    "  model.components                    every value\n"
     "  stages.text_encoding.precision      every value\n"
+    "  stages.text_encoding.compile        every value\n"
+    "  stages.text_encoding.quantization   every value\n"
     "  stages.denoising.precision          every value\n"
-    "  stages.denoising.attention          auto, torch_sdpa\n"
+    "  stages.text_encoding.attention      every value\n"
+    "  stages.denoising.attention          every value\n"
+    "  stages.denoising.quantization       every value\n"
+    "  stages.denoising.compile            every value\n"
     "  stages.decoding.precision           every value\n"
+    "  stages.decoding.tiling              every value\n"
+    "  stages.decoding.slicing             every value\n"
+    "  stages.decoding.parallel            every value\n"
+    "  stages.decoding.compile             every value\n"
     "  parallel.dp                         every value\n"
+    "  parallel.cfg                        every value\n"
+    "  parallel.ring                       every value\n"
+    "  parallel.ulysses                    every value\n"
+    "  parallel.tp                         every value\n"
+    "  cache                               every value\n"
+    "  stages.text_encoding.tp             every value\n"
 )
 
 
 def test_the_list_is_a_line_for_each_model(difftool, monkeypatch):
     every = list(models.known_models())
     assert [model.name for model in every[: len(builtin_models())]] == [f"builtin:{name}" for name in builtin_models()]
-    monkeypatch.setattr(models, "known_models", lambda: [model for model in every if "FLUX.1" in model.name])
+    monkeypatch.setattr(models, "known_models", lambda: [model for model in every if model.name in LIST])
     answer = difftool("models")
     assert (answer.code, answer.err, answer.out) == (0, "", LIST)
     assert difftool("models", "list") == answer
@@ -56,12 +82,26 @@ def test_a_model_is_shown_with_its_defaults_and_what_takes_effect(difftool):
     assert short.out.startswith("builtin:shapes-image\n")
 
 
+def test_a_pipeline_that_diffusers_runs_shows_no_components(tmp_path):
+    """A recipe that replaces one of them is refused."""
+    shown = {model.name: "model.components" in model.features for model in models.known_models()}
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("AIDC-AI/Ovis-Image-7B", "black-forest-labs/FLUX.1-dev"):
+        recipe = {"model": {"path": name, "components": {"vae": str(tmp_path)}}, "sampling": {"prompt": "x"}}
+        try:
+            make_plan(load_recipe(recipe), run=RunOptions())
+        except RecipeError as error:
+            assert not shown[name] and "with its own components" in str(error)
+        else:
+            assert shown[name]
+
+
 def test_a_family_shows_all_its_models(difftool):
+    (family,) = [family for family in all_families() if family.name == "flux1"]
+    names = [known.hub_id for known in family.checkpoints]
+    assert len(names) >= 2
     page = difftool("models", "show", "flux1").out
-    assert [line for line in page.splitlines() if line.startswith("black-forest-labs/")] == [
-        "black-forest-labs/FLUX.1-dev",
-        "black-forest-labs/FLUX.1-schnell",
-    ]
+    assert [line for line in page.splitlines() if line.startswith("black-forest-labs/")] == names
 
 
 def test_a_guidance_that_the_checkpoint_ignores_is_none_of_its_defaults(difftool):
@@ -80,20 +120,32 @@ def test_json_is_one_object_wherever_the_flag_stands(difftool):
     assert difftool("models", "--json", "show", "shapes-image").out[:1] == "{"
 
 
-def test_the_defaults_shown_are_those_a_plan_uses():
+def test_the_defaults_shown_are_those_a_plan_uses(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "input.png")
+    picture = str(tmp_path / "input.png")
+
+    def sampled(model, **sampling):
+        plan = make_plan(load_recipe({"model": model, "sampling": {"prompt": "x", **sampling}}), run=RunOptions())
+        return plan.items[0].sampling
+
     for model in models.known_models():
-        plan = make_plan(load_recipe({"model": model.name, "sampling": {"prompt": "x"}}), run=RunOptions())
-        used = plan.items[0].sampling
-        assert {key: used[key] for key in model.sampling} == model.sampling
+        pictures = {"image": [picture]} if model.images[0] else {}
+        try:
+            used = sampled(model.name, **pictures)
+        except RecipeError as error:  # some go from a first frame to a last
+            assert [problem.key for problem in error.problems] == ["sampling.last_image"]
+            used = sampled(model.name, **pictures, last_image=picture)
+        fitted = ("height", "width") if model.images[0] else ()  # by the picture
+        shown = {key: value for key, value in model.sampling.items() if key not in fitted}
+        assert {key: used[key] for key in shown} == shown, model.name
 
 
 def test_features_follow_what_this_version_applies(monkeypatch):
-    assert "cache" not in models.features()
-    monkeypatch.setattr(availability, "AVAILABLE", {**availability.AVAILABLE, "cache": None, "model.lora": None})
-    monkeypatch.setattr(availability, "UNAVAILABLE_AXES", ("cfg",))
-    found = models.features()
-    assert (found["cache"], found["model.lora"], found["parallel.tp"]) == (None, None, None)
-    assert "parallel.cfg" not in found
+    key = "stages.denoising.kernels"
+    assert key not in models.features(("dp", "tp"), native=True)
+    monkeypatch.setattr(availability, "AVAILABLE", {**availability.AVAILABLE, key: None})
+    found = models.features(("dp", "tp"), native=True)
+    assert (found[key], found["model.lora"], found["parallel.tp"]) == (None, None, None)
     assert "stages.denoising.offload" not in found  # only its off values take effect
 
 

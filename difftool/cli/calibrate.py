@@ -1,0 +1,83 @@
+"""`difftool calibrate`: fits TeaCache's polynomial to a model, and writes the recipe that uses it."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from difftool.cli.generate import VerboseFlag
+from difftool.cli.options import RecipeArguments, recipe_command
+
+if TYPE_CHECKING:
+    from difftool.recipe.load import Loaded
+
+TargetOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="the recipe with what was found")]
+DegreeOption = Annotated[int, typer.Option("--degree", min=1, max=8, help="of the polynomial; 4 as all published ones")]
+OWN = ("output", "save_output", "return_frames", "keep_going")  # nothing is made that they could be about
+MEASURE = {
+    "cache.backend": "teacache",
+    "cache.teacache.threshold": 0,
+    "cache.teacache.coefficients": [1.0, 0.0],
+    "cache.min_hit_rate": 0,
+    "quality": {},
+}
+
+
+def register(app: typer.Typer) -> None:
+    recipe_command(app, "calibrate", calibrate, without=OWN)
+
+
+def calibrate(
+    arguments: RecipeArguments,
+    *,
+    output: TargetOption,
+    degree: DegreeOption = 4,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Fit TeaCache's coefficients to a recipe, and write one that uses them."""
+    from difftool.cli.prepare import check_target, chosen_recipe, read_overrides
+    from difftool.files import write_atomic
+    from difftool.planning.render import render_recipe
+    from difftool.recipe.load import load_recipe
+    from difftool.report.fit import fit_changes
+
+    check_target(output, "--output", "teacache.yaml")
+    loaded = load_recipe(chosen_recipe(arguments), read_overrides(arguments))
+    plan, changes = _measured(loaded, verbose=verbose)
+    fit = fit_changes(changes, degree)
+    asked = loaded.recipe.model_dump(mode="json", by_alias=True)
+    threshold = asked["cache"]["teacache"]["threshold"]
+    found = {
+        "threshold": round(2 * fit.mean, 4) if threshold == "auto" else threshold,
+        "coefficients": list(fit.coefficients),
+    }
+    cache = {"backend": "teacache", "teacache": found, "min_hit_rate": asked["cache"]["min_hit_rate"]}
+    recipe = {**plan, "quality": asked["quality"], "cache": cache}
+    write_atomic(output, render_recipe(recipe, {}).encode())
+    why = ", which reuses about every second step" if threshold == "auto" else ""
+    typer.echo(f"{fit.points} changes, degree {degree}: R2 {fit.r2:.3f}, rms {fit.rms:.2g} of {fit.mean:.2g}")
+    typer.echo(f"coefficients {', '.join(f'{value:.6g}' for value in fit.coefficients)}")
+    typer.echo(f"threshold {found['threshold']:g}{why}")
+    typer.echo(str(output))
+
+
+def _measured(loaded: "Loaded", *, verbose: bool) -> tuple[dict[str, Any], list[tuple[float, float]]]:
+    """The recipe as it was resolved, and the changes of every step of its items."""
+    from difftool import launch
+    from difftool.cli.progress import make_listener
+    from difftool.planning.make import RunOptions, make_plan
+    from difftool.recipe.load import Override, lay_over
+    from difftool.report.fit import measured_changes
+    from difftool.report.perf import read_perf
+    from difftool.report.reuse import CacheUse
+
+    measuring = lay_over(loaded, [Override(key, value, "calibrate") for key, value in MEASURE.items()])
+    with tempfile.TemporaryDirectory(prefix="difftool-calibrate-") as folder:
+        plan = make_plan(measuring, run=RunOptions(output_dir=folder, save_output=False))
+        with make_listener("plain") as listener:
+            result = launch.run(plan, launch.open_records(plan), on_event=listener.take, verbose=verbose)
+        assert result.perf is not None, result
+        samples = read_perf(result.perf).effective["cache"]["samples"]
+    uses = [CacheUse.model_validate({"kinds": [], **sample}) for sample in samples]
+    return dict(plan.recipe), measured_changes(uses)

@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 PYTHON = $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# two processes, a file's tests in one of them: each process has its own four ranks, which stay for all its tests
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 PICTURE := outputs/red-circle.png
 
 .PHONY: quickstart install check test test-full
@@ -29,7 +31,7 @@ check: $(STAMP)  ## style, types, import direction
 	scripts/check
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)

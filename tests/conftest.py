@@ -1,6 +1,7 @@
 """What holds for every test: no network, and `gpu` tests only where there is an accelerator."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from difftool.launch.environment import worker_environment
 from difftool.launch.pool import RankPool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it runs in the background
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, here and in the workers tests start
 
 
@@ -28,6 +30,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     environment = worker_environment(here, threads=1, offline=True)
     with RankPool(4, log=tmp_path_factory.mktemp("ranks") / "ranks.log", environment=environment) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What `difftool generate` makes of two prompts with the built-in model, seeds 7 and 8, in 4 steps."""
+    from tiny import difftool
+
+    folder = tmp_path_factory.mktemp("commanded")
+    request = ("-p", "a red circle", "-p", "a blue star", "--seed", 7, "--num-inference-steps", 4, "-o", "made/", "-q")
+    done = difftool("generate", "shapes-image", *request, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return [folder / line for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(autouse=True)

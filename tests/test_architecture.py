@@ -20,6 +20,7 @@ BACK_HALF = (
 )
 BACK_HALF_OF_A_FAMILY = re.compile(r"difftool/families/\w+/(?!facts\.py|__init__\.py)")
 HEAVY = {"accelerate", "diffusers", "numpy", "torch", "transformers"}
+OWN_HEAVY = {"difftool/report/statistics.py": {"numpy"}}  # imported by its functions, when dumps are compared
 MAX_FILE, MAX_FUNCTION = 400, 60
 CATCH_ALL = ("difftool/cli/main.py", "difftool/parallel/pool_rank.py", "difftool/worker.py")
 FAMILIES = {path.parent.name for path in ROOT.glob("difftool/families/*/facts.py")}
@@ -80,7 +81,7 @@ def short_functions(source: Source) -> Findings:
 
 def light_front_half(source: Source) -> Findings:
     for node in source.nodes if is_front_half(source.path) else []:
-        heavy = {name.partition(".")[0] for name in imported(node)} & HEAVY
+        heavy = {name.partition(".")[0] for name in imported(node)} & HEAVY - OWN_HEAVY.get(source.path, set())
         if heavy:
             yield node.lineno, f"the front half imports {', '.join(sorted(heavy))}"
 
@@ -213,6 +214,7 @@ BROKEN = [
     (light_front_half, "difftool/recipe/a.py", "import importlib\nimportlib.import_module('diffusers.models')"),
     (light_front_half, "difftool/families/flux1/facts.py", "from transformers import T5Config"),
     (light_front_half, "difftool/families/flux1/__init__.py", "import torch"),
+    (light_front_half, "difftool/report/statistics.py", "import torch"),
     (light_front_half, "difftool/families/index.py", "import torch"),
     (families_apart, "difftool/pipeline/a.py", "from difftool.families.flux1.model import Flux1Config"),
     (families_apart, "difftool/families/other/model.py", "from difftool.families.flux1 import facts"),
@@ -241,6 +243,7 @@ ALLOWED = [
     (light_front_half, "difftool/families/flux1/model.py", "import torch"),
     (light_front_half, "difftool/worker.py", "import torch"),
     (light_front_half, "difftool/planning/a.py", "from difftool.facts import TORCH_DTYPES"),
+    (light_front_half, "difftool/report/statistics.py", "def f():\n    import numpy"),
     (families_apart, "difftool/families/flux1/model.py", "from difftool.families.flux1.facts import FACTS"),
     (families_apart, "difftool/planning/a.py", "from difftool.families.index import family_facts"),
     (no_family_tests, "difftool/families/flux1/model.py", "if family == 'flux1': pass"),
@@ -310,6 +313,7 @@ def test_the_linter_notices(path: str, code: str, text: str) -> None:
         ("difftool/planning/plan.py", "import torch", "The front half imports neither"),
         ("difftool/launch/__init__.py", "import difftool.worker", "The front half imports neither"),
         ("difftool/families/flux1/facts.py", "import difftool.stages.standard", "The front half imports neither"),
+        ("difftool/session.py", "import difftool.engine", "The front half imports neither"),
         ("difftool/engine.py", "import typer", "The back half knows no command line"),
         ("difftool/worker.py", "import difftool.launch.events", "The back half knows no command line"),
         ("difftool/recipe/schema.py", "import difftool.planning.plan", "The front half imports downwards"),
@@ -325,5 +329,5 @@ def test_an_import_upwards_breaks_a_contract(tmp_path: Path, path: str, text: st
     ran = subprocess.run(
         [sys.executable, "-c", command, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    broken = [line for line in ran.stdout.splitlines() if line.endswith("BROKEN")]
+    broken = [line for line in ran.stdout.splitlines() if " BROKEN" in line]
     assert any(line.startswith(contract) for line in broken), ran.stdout + ran.stderr

@@ -1,7 +1,10 @@
-"""What the docs show is run: YAML blocks make plans, `difftool` commands succeed, links lead somewhere."""
+"""What the docs show is run: YAML makes plans, Python and `difftool` commands succeed, links lead somewhere."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,17 @@ def test_the_errors_on_the_front_page_are_what_the_command_says(tmp_path, monkey
     assert main(["plan", "bad.yaml"]) == 2
     said = capsys.readouterr().err
     assert f"```\n{said}```" in (ROOT / "README.md").read_text(), said
+
+
+@pytest.mark.slow
+def test_the_python_page_runs_from_top_to_bottom_and_prints_what_it_shows(tmp_path):
+    script = "\n".join(text for place, text in blocks("python") if place.startswith("python.md:"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [line.partition("# ")[2] for line in script.splitlines() if "print(" in line]
 
 
 def test_links_lead_to_files():

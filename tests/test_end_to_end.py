@@ -18,13 +18,15 @@ import torch
 from families.cases import CASES
 from media.reading import embedded
 from PIL import Image
-from tiny import ROOT, difftool, read_json
+from tiny import RECORDS, ROOT, difftool, read_json
 
 from difftool.builtin.shapes import Scene, is_right
 from difftool.report.perf import json_schema, read_perf
 
 SHAPES = "builtin:shapes-image"
 RED_CIRCLE = Scene("circle", "red", "white", "")
+TOKEN = "hf_" + "canary" * 6
+TOKENS = {"HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,17 @@ def tiny_run(checkpoint, cwd, *arguments, **environment):
     return difftool("generate", checkpoint, *request, *arguments, cwd=cwd, **environment)
 
 
+@pytest.fixture(scope="module")
+def measured(checkpoint, tmp_path_factory):
+    """A folder with x.jpg of the tiny checkpoint, whose VAE is named too, measured where the shell holds a token."""
+    folder = tmp_path_factory.mktemp("measured")
+    counts = ("--repeats", 3, "--warmup", 1, "--perf-dump-path", "perf.json")
+    done = tiny_run(checkpoint, folder, *counts, "--vae-path", checkpoint, "-o", "x.jpg", **TOKENS)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    return folder
+
+
 def test_the_picture_is_what_the_prompt_says(red):
     with Image.open(red / "red.png") as picture:
         assert picture.size == (64, 64) and is_right(RED_CIRCLE, np.asarray(picture))
@@ -81,24 +94,20 @@ def test_the_dump_holds_the_whole_run(red):
     ]
     assert [step.step for step in dump.denoise_steps_ms] == list(range(20))
     assert sum(step.duration_ms for step in dump.denoise_steps_ms) <= dump.stages_ms["denoising"]
-    assert bool(dump.warnings) == (dump.measure.accounting_error_pct > 2)
+    assert any(warn.code == "W-ACCOUNTING" for warn in dump.warnings) == (dump.measure.accounting_error_pct > 2)
+    assert dump.samples[0].telemetry.load_average >= 0 and dump.samples[0].telemetry.clock_mhz is None
+    assert len(set(dump.env["fingerprint"].values())) == 2
     assert dump.measure.load_ms > 0 and dump.measure.cold_start_ms > dump.measure.load_ms
     assert dump.effective["precision"]["transformer"] == "fp32"
-    assert dump.effective["attention"] == {"status": "applied", "backend": "torch_sdpa"}
+    encoding = {"text_encoder": "torch_sdpa", "text_encoder_2": "torch_sdpa"}
+    assert dump.effective["attention"] == {"status": "applied", "transformer": {"self": "torch_sdpa"}, **encoding}
     assert dump.samples[0].peak_memory_mb > 100
     assert (red / dump.samples[0].outputs[0].path).resolve() == (red / "red.png").resolve()
 
 
 def test_records_are_beside_the_picture(red):
     (run,) = (red / ".difftool").iterdir()
-    assert sorted(path.name for path in run.iterdir()) == [
-        "journal.jsonl",
-        "perf.json",
-        "plan.json",
-        "recipe.yaml",
-        "todo.json",
-        "worker.log",
-    ]
+    assert sorted(path.name for path in run.iterdir()) == RECORDS
     assert sorted(path.name for path in red.iterdir()) == [".difftool", "perf.json", "red.png"]
 
 
@@ -159,20 +168,19 @@ def test_events_are_json_lines_and_formats_follow_the_name(tmp_path):
     assert names == ["a_blue_star-42.webp", "a_green_ring-43.webp"]
 
 
-def test_repeats_are_samples_and_warm_up_is_kept_apart(checkpoint, tmp_path):
-    done = tiny_run(checkpoint, tmp_path, "--repeats", 3, "--warmup", 1, "--perf-dump-path", "perf.json")
-    assert done.returncode == 0, done.stderr
-    dump = read_perf(tmp_path / "perf.json")
+def test_repeats_are_samples_and_warm_up_is_kept_apart(measured):
+    dump = read_perf(measured / "perf.json")
     assert len(dump.samples) == 3 and len(dump.measure.warmup_ms) == 1 and dump.summary["total"].n == 3
     assert dump.summary["step"].n == 6 and dump.summary["save"].n == 1
     assert sorted(s.total_ms for s in dump.samples)[1] == dump.total_duration_ms
     assert not any(s.reused for s in dump.samples) and dump.summary["text_encoding"].n == 3
 
 
-def test_a_second_run_does_not_replace_the_first_picture(checkpoint, tmp_path):
-    for _ in range(2):
-        assert tiny_run(checkpoint, tmp_path, "-o", "x.jpg").returncode == 0
-    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["x-1.jpg", "x.jpg"]
+def test_a_second_run_does_not_replace_the_first_picture(checkpoint, measured):
+    first = (measured / "x.jpg").read_bytes()
+    assert tiny_run(checkpoint, measured, "-o", "x.jpg").returncode == 0
+    assert sorted(path.name for path in measured.glob("*.jpg")) == ["x-1.jpg", "x.jpg"]
+    assert (measured / "x.jpg").read_bytes() == first
 
 
 def damage(checkpoint, tmp_path, change):
@@ -207,6 +215,24 @@ def test_a_missing_model_folder_ends_with_exit_4_before_anything_is_launched(tmp
     done = difftool("generate", "./nowhere", "-p", "x", cwd=tmp_path)
     assert done.returncode in (2, 4) and "nowhere" in done.stderr and "hint:" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_token_is_written_nowhere(checkpoint, measured, tmp_path):
+    refused = tiny_run(checkpoint, tmp_path, "--vae-path", "/nowhere", **TOKENS)
+    plan = difftool("plan", checkpoint, "-p", "x", "--json", cwd=tmp_path, **TOKENS)
+    assert refused.returncode and TOKEN not in refused.stdout + refused.stderr + plan.stdout + plan.stderr
+    written = [path for folder in (measured, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert {"perf.json", "plan.json", "worker.log", "journal.jsonl"} <= {path.name for path in written}
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+def test_offline_nothing_is_fetched_and_the_way_to_fetch_is_told(tmp_path):
+    cache = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": ""}
+    model = "black-forest-labs/FLUX.1-schnell"
+    done = difftool("generate", model, "-p", "x", "--offline", cwd=tmp_path, **cache)
+    assert done.returncode == 4, done.stderr
+    assert f"{model} is not on this machine, and nothing is fetched offline" in done.stderr
+    assert f"hint: with a connection: difftool models fetch {model}" in done.stderr
 
 
 def test_an_unwritable_folder_ends_with_exit_9(tmp_path):

@@ -58,10 +58,10 @@ if "difftool.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
     from difftool.stages.denoising import DenoisingStage
     one_step = DenoisingStage.one_step
 
-    def fail(self, batch, ctx, latents, time, i):
-        if i == 1:
+    def fail(self, *arguments):
+        if arguments[-1] == 1:
             {cause}
-        return one_step(self, batch, ctx, latents, time, i)
+        return one_step(self, *arguments)
 
     DenoisingStage.one_step = fail
 """
@@ -114,6 +114,7 @@ def endless(tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_ranks_of_one_machine_listen_on_the_loopback_only_and_end_on_ctrl_c(endless, tmp_path):
     launcher, processes = endless
     assert len(processes) == 4
@@ -138,3 +139,50 @@ def test_nothing_outlives_a_killed_launcher(endless):
 
 def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+IMMUNE = """
+import os, sys
+if "difftool.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
+    from difftool.platforms import host
+    host.die_with_parent = lambda parent: None
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_many_ranks_is_taken_up_once_every_rank_has_ended(tmp_path, monkeypatch):
+    """Rank 1 outlives its killed launcher here; on Linux it would not."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(IMMUNE)
+    bad = {"prompt": "a red star", "id": "bad", "scheduler": {"config": {"base_shift": "wide"}}}
+    long = {"prompt": "a blue ring", "id": "long", "num_inference_steps": 100}
+    lines = [{"prompt": "a red ring", "id": "good"}, {"prompt": "a blue star", "id": "too"}, bad, long]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    size = ["--height", "32", "--width", "32", "--device", "cpu", "-s", "output.name={id}", "-o", "out/"]
+    ranks = [*size, "--dp-size", "2", "--num-inference-steps", "2", "--keep-going"]
+    request = ["generate", SHAPES, "--prompt-file", "prompts.jsonl", *ranks]
+    paths = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "difftool", *request, "--json"],
+        cwd=tmp_path, env={**os.environ, **paths}, stdout=PIPE, stderr=PIPE, text=True,
+    ) as launcher:  # fmt: skip
+        seen, stopped = {}, False
+        while not stopped or ("item_failed", 0) not in seen:
+            event = json.loads(launcher.stdout.readline())
+            seen[event["event"], event["rank"]] = event
+            if event["event"] == "step" and event["item"] == 3 and not stopped:
+                rank = psutil.Process(seen["started", 1]["pid"])
+                rank.suspend()
+                stopped = True
+        launcher.kill()
+    assert list(tmp_path.glob("difftool-ranks-*"))  # what the launcher could not remove
+    refused = difftool(*request, "--resume", cwd=tmp_path, **paths)
+    assert refused.returncode == 2 and "is still going on" in refused.stderr, refused.stderr
+    assert rank.is_running()
+    rank.kill()
+    done = difftool(*request, "--resume", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 8, done.stderr
+    assert "2 items are there, 2 to make" in done.stderr
+    assert "error: 1 of 4 items failed\n  | bad: TypeError" in done.stderr
+    assert sorted(media(tmp_path / "out")) == ["good.png", "long.png", "too.png"]
+    assert not list(tmp_path.glob("difftool-ranks-*"))

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difftool.attention import BACKENDS
 from difftool.builtin.shapes import Scene, is_right
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "python-multipart": "multipart"}  # where the names differ
-NEEDED_BY_OTHERS = {"accelerate", "safetensors"}  # diffusers takes them to create models and to read weights
+NEEDED_BY_OTHERS = {"accelerate", "ftfy", "safetensors"}  # diffusers: to create models, clean prompts, read weights
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -88,8 +89,11 @@ def imported_modules() -> set[str]:
 def test_everything_imported_is_declared_and_everything_declared_is_imported() -> None:
     required = {module_of(text) for text in project()["dependencies"]}
     extras = project()["optional-dependencies"]
-    optional = {module_of(text) for name in ("attention", "report", "serve") for text in extras[name]}
-    assert imported_modules() <= required | optional
+    named = ("attention", "cache", "profile", "report", "serve")
+    optional = {module_of(text) for name in named for text in extras[name]}
+    packages = [backend.package for backend in BACKENDS.values() if backend.package is not None]
+    told = {module_of(name) for package in packages for name in package.distributions}  # with the way to install each
+    assert imported_modules() <= required | optional | told
     assert required - NEEDED_BY_OTHERS <= imported_modules()
 
 
@@ -103,6 +107,7 @@ def test_the_installed_command_knows_its_version(installed: Path, tmp_path: Path
     assert project()["version"] in run(installed.with_name("difftool"), "--version", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_wheel_makes_the_picture_that_the_prompt_says(installed: Path, tmp_path: Path) -> None:
     where = run(installed, "-c", "import difftool; print(difftool.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parents[1])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+RECORDS = ["journal.jsonl", "perf.json", "plan.json", "recipe.yaml", "todo.json", "worker.log"]  # of a finished run
 
 
 def difftool(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -162,7 +162,8 @@ def test_the_stacks_of_another_nodes_ranks_are_shown_where_a_run_hangs(machines)
     machines.start("hang", "--quiet", "-s", "launch.stall_timeout_s=3")
     codes, _, err = machines.ends()
     assert codes == [7, 7]
-    assert re.search(r"^error: no progress of rank \d for 3 s in denoising of item \d", err[0])
+    # all hang: the first of them is named, unless they were looked at when the patience with all was over
+    assert re.search(r"^error: no progress( of rank \d)? for 3 s in denoising of item \d", err[0])
     for rank in range(4):
         assert f"| rank {rank}:\n" in err[0]
     assert err[0].count("in hang_there") == 4

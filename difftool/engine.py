@@ -165,7 +165,7 @@ def _run_items(
     assert recording.platform is not None
     timer, positions = Timer(recording.platform), mesh["dp"].share(todo.positions())
     ctx = Context(assembled.components, timer, notify, mesh=mesh, cache=assembled.cache)
-    ctx = replace(ctx, joined=assembled.joined, videos=assembled.videos)
+    ctx = replace(ctx, joined=assembled.joined, videos=assembled.videos, residence=assembled.residence)
     missing = mesh["dp"].sizes(len(todo.positions()))[0] - len(positions) if mesh.in_step else 0
     warmup = plan.warmup if todo.warmup is None else todo.warmup
     if "compile" in assembled.effective and recording.load_ms:

@@ -120,7 +120,9 @@ def run_both(plan: Plan) -> tuple[Tap, Tap]:
     batch, ours, theirs = make_batch(plan.items[0]), Tap(), Tap()
     parts = {name: part for name, part in assembled.components.modules.items() if part is not None}
     with tapped(parts, ours):
-        ctx = Context(assembled.components, Timer(platform), lambda event, **values: None)
+        ctx = Context(
+            assembled.components, Timer(platform), lambda event, **values: None, residence=assembled.residence
+        )
         ours.call("pixels", {}, assembled.pipeline(batch, ctx).pixels)
     index = read_index(locate(plan.model, tuple(parts), lambda: None))
     stock = ForeignPipeline(hold(plan.model.pipeline_class, assembled.components.modules, index), {}, {})

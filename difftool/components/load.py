@@ -27,6 +27,7 @@ LIBRARIES = ("diffusers", "transformers")
 TOKENIZER = ["transformers", "AutoTokenizer"]
 NOTHING: Mapping[str, Place] = {}
 NO_SHARES: Mapping[str, Callable[[torch.nn.Module], Shares]] = {}
+NO_DEVICES: Mapping[str, torch.device] = {}
 NO_READERS: Mapping[str, Callable[[], Any]] = {}
 WHOLE = "use parallel.tp=1, parallel.hsdp=none and stages.text_encoding.tp=1, or a folder in the layout of diffusers"
 ABSENT = [None, None]  # how model_index.json says that a pipeline goes without a component
@@ -46,13 +47,14 @@ def load_components(
     own: Mapping[str, Callable[[], Any]] = NO_READERS,
     shares: Mapping[str, Callable[[torch.nn.Module], Shares]] = NO_SHARES,
     later: Collection[str] = (),
+    devices: Mapping[str, torch.device] = NO_DEVICES,
 ) -> Components:
     """Checks everything named, then loads it into the diffusers pipeline class `holder`, but for those `later`.
 
     `optional` components are None where the folder has none; of `tokenizers` no more is loaded, whatever processor the
     folder has. `dtypes` by component; `loaded(name=, detail=, seconds=)` reports each; those `replaced` lie elsewhere,
     and `own` are readers of components that the family has classes for; of those in `shares` this rank keeps a part
-    alone. Headers, shapes and classes of all components are checked before memory is taken for any; numbers that are
+    alone. `devices` are of those that do not go to `device`. Headers, shapes and classes of all components are checked before memory is taken for any; numbers that are
     not finite are found once they lie on the device. Raises WeightsError, and PlanError for a package that a component
     needs and this machine lacks, or one that cannot be read in parts.
     """
@@ -71,7 +73,12 @@ def load_components(
     kinds = {name: _class(TOKENIZER if name in tokenizers else index[name]) for name in present}
     readers = {
         name: _reader(
-            kind, places[name], weights.get(name), dtype=dtypes.get(name), device=device, share=shares.get(name)
+            kind,
+            places[name],
+            weights.get(name),
+            dtype=dtypes.get(name),
+            device=devices.get(name, device),
+            share=shares.get(name),
         )
         for name, kind in kinds.items()
     }
@@ -81,7 +88,7 @@ def load_components(
         start = time.perf_counter()
         module = readers[name]()
         if isinstance(module, torch.nn.Module):
-            module.requires_grad_(False).eval().to(device)
+            module.requires_grad_(False).eval().to(devices.get(name, device))
             check_finite(module, places[name].folder, weights.get(name))
             loaded(name=name, detail=_describe(module), seconds=time.perf_counter() - start)
         return module

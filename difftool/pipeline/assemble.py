@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from difftool.acceleration import attention, loras
+import torch
+
+from difftool.acceleration import attention, loras, offload
 from difftool.acceleration.attention.sparse import Video
 from difftool.acceleration.cache import StepCache
+from difftool.acceleration.residence import NOWHERE, Residence
 from difftool.components.load import load_components
 from difftool.components.loaded import Components
 from difftool.components.locate import locate, locate_components, locate_sources
@@ -45,16 +48,23 @@ class Assembled:
     videos: Mapping[str, Video] = field(default_factory=dict)
     cache: StepCache | None = None
     prompt_embeds: PromptEmbeds | None = None
+    residence: Residence = NOWHERE
 
     def told(self) -> Mapping[str, Mapping[str, object]]:
-        """`effective`, with what was left out of videos since it was told last."""
-        counted = {name: {**self._attends(name), "video": video.told()} for name, video in self.videos.items()}
-        return {**self.effective, "attention": {**self.effective["attention"], **counted}}
+        """`effective`, with what was left out of videos since it was told last, and what weights were moved so far."""
+        videos = {name: {"video": video.told()} for name, video in self.videos.items()}
+        moved = {name: {"moved": moved} for name, moved in self.residence.moved().items()}
+        counted = {"attention": videos, "offload": moved}
+        return {**self.effective, **{key: self._with(key, more) for key, more in counted.items() if more}}
 
-    def _attends(self, component: str) -> Mapping[str, object]:
-        found = self.effective["attention"][component]
-        assert isinstance(found, Mapping), found
-        return found
+    def _with(self, transform: str, more: Mapping[str, Mapping[str, object]]) -> Mapping[str, object]:
+        """What was applied by a transform, with more of some components."""
+        told = dict(self.effective[transform])
+        for component, counts in more.items():
+            found = told[component]
+            assert isinstance(found, Mapping), found
+            told[component] = {**found, **counts}
+        return told
 
     @property
     def joined(self) -> bool:
@@ -64,7 +74,8 @@ class Assembled:
     def with_loras(self, plan: Plan, notify: Callable[..., None]) -> "Assembled":
         """The same pipeline with this plan's LoRAs in its weights, in place of those of the plan before."""
         others = {name: outcome for name, outcome in self.effective.items() if name != "lora"}
-        applied = loras.apply(self.loras, plan.loras, notify)
+        with self.residence.opened():
+            applied = loras.apply(self.loras, plan.loras, notify)
         return replace(self, effective={**others, **_effective(applied)})
 
 
@@ -92,6 +103,8 @@ def _native(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: M
     site = replace(site, root=folder, elsewhere={name: at.folder for name, at in replaced.items()}, parts=parts)
     resolved = resolve_all(site)
     dtypes = dtypes_of(resolved)
+    leaving = offload.leaving(resolved.get("offload"), config.roles)
+    host = torch.device("cpu") if leaving else device
     components = load_components(
         names,
         config.holder,
@@ -101,7 +114,8 @@ def _native(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: M
         dtypes=dtypes,
         device=device,
         loaded=lambda **values: notify("component_loaded", **values),
-        own=own_readers(config.component_classes, sources, folder, dtypes=dtypes, device=device),
+        own=own_readers(config.component_classes, sources, folder, dtypes=dtypes, device=host),
+        devices=dict.fromkeys(leaving, host),
         replaced=replaced,
         shares=parts.makers,
         later=config.roles["text_encoding"] if plan.puts_encoders_off else (),
@@ -142,7 +156,8 @@ def _assembled(
     effective = _effective({name: each.applied for name, each in made.items() if each.applied is not None})
     loras, videos = made["lora"].product, made["attention"].product
     cache = made["cache"].product if "cache" in made else None
-    return Assembled(config, pipeline, components, effective, loras, videos, cache, kept)
+    residence = made["offload"].product if "offload" in made else NOWHERE
+    return Assembled(config, pipeline, components, effective, loras, videos, cache, kept, residence)
 
 
 def _others(config: PipelineConfig) -> set[str]:

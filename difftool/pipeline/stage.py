@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from difftool.acceleration.attention.sparse import Video
 from difftool.acceleration.cache import StepCache
+from difftool.acceleration.residence import NOWHERE, Residence
 from difftool.components.loaded import Components
 from difftool.parallel.mesh import Mesh
 from difftool.parallel.world import World
@@ -25,6 +26,7 @@ class Context:
     `encodings` are those of earlier items; None where every sample must pay for its own. `mesh` is where this rank
     stands among those that make the item. `cache` are the caches of the denoisers, where they have any. `joined`:
     branches of unlike text may share a forward. `videos` are told the step, for kernels that leave out parts of one.
+    `residence` brings weights that are away while no stage needs them.
     """
 
     components: Components
@@ -35,6 +37,7 @@ class Context:
     cache: StepCache | None = None
     joined: bool = True
     videos: Mapping[str, Video] = field(default_factory=dict)
+    residence: Residence = NOWHERE
 
     @property
     def device(self):
@@ -45,13 +48,15 @@ class Context:
 class PipelineStage(ABC):
     """One named part of a pipeline.
 
-    `reads` must be set before it and `writes` are set after it, by it alone; `components` are the modules it needs.
+    `reads` must be set before it and `writes` are set after it, by it alone; `components` are the modules it needs,
+    on the device while it runs. A stage that may come to need none `fetches` them itself, by `ctx.residence.come`.
     """
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]]
     writes: ClassVar[frozenset[str]]
     components: tuple[str, ...] = ()
+    fetches: ClassVar[bool] = False
 
     def __init__(self, config: "PipelineConfig"):
         self.config = config
@@ -69,7 +74,7 @@ class PipelineStage(ABC):
         missing = sorted(name for name in self.reads if getattr(batch, name) is None)
         assert not missing, f"{self.name} runs before {missing} are set"
         ctx.notify("stage_started", stage=self.name)
-        with ctx.timer.stage(self.name):
+        with ctx.timer.stage(self.name), ctx.residence.visit(() if self.fetches else self.components):
             after = self.forward(batch, ctx)
         ctx.notify("stage_finished", stage=self.name, ms=ctx.timer.timings.stages[self.name])
         changed = {f.name for f in fields(Batch) if getattr(after, f.name) is not getattr(batch, f.name)}

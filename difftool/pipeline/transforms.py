@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from difftool.acceleration import attention, cache, compilation, loras, precision, quantization, vae
+from difftool.acceleration import attention, cache, compilation, loras, offload, precision, quantization, vae
 from difftool.components.load import component_class
 from difftool.components.loaded import Components
 from difftool.errors import PlanError
@@ -235,6 +235,16 @@ def _compile(work: Work) -> Made:
     return Made(compilation.apply(work.components, site.roles, work.resolved["compile"], **given).get("compile"))
 
 
+def _offload(site: Site, resolved: Resolved) -> Applied | Refused | None:
+    return offload.resolve(site.asked("offload"), site.plan.budget, resolved["precision"].detail)
+
+
+def _send_away(work: Work) -> Made:
+    site = work.site
+    given = {"lists": site.block_lists, "pinned": site.plan.pin_memory}
+    return Made(*offload.apply(work.components, site.roles, work.resolved["offload"], site.platform, **given))
+
+
 ORDER = (
     Transform("precision", "first: it decides the dtype weights are read in", _precision),
     Transform(
@@ -253,4 +263,5 @@ ORDER = (
     ),
     Transform("shard", "before compile, which leaves out what ranks say to each other", _shard, _deal),
     Transform("compile", "after all that changes a forward", _compilation, _compile),
+    Transform("offload", "last: weights are as they will stay, and calls are seen from outside", _offload, _send_away),
 )

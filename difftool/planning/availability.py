@@ -27,7 +27,7 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "model.diffusers_kwargs": ANY,  # checked against the pipeline's call
     "model.trust_remote_code": ANY,  # limited by check_foreign
     "stages.text_encoding.precision": ANY,
-    "stages.text_encoding.offload": OFF,
+    "stages.text_encoding.offload": ANY,
     "stages.text_encoding.compile": ANY,  # limited to what a compiler is there for, by the worker
     "stages.text_encoding.quantization": ANY,  # limited to what the device computes, by the worker
     "stages.denoising.precision": ANY,
@@ -35,15 +35,16 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "stages.denoising.attention": ANY,  # checked by check_attention
     "stages.denoising.quantization": ANY,
     "stages.denoising.compile": ANY,
-    "stages.denoising.offload": OFF,
+    "stages.denoising.offload": ANY,
     "stages.denoising.kernels": OFF,
     "stages.decoding.precision": ANY,
     "stages.decoding.tiling": ANY,  # limited to what the VAE has, by the worker
     "stages.decoding.slicing": ANY,
     "stages.decoding.parallel": ANY,
     "stages.decoding.compile": ANY,
-    "stages.decoding.offload": OFF,
-    "stages.image_encoding.offload": OFF,
+    "stages.decoding.offload": ANY,
+    "stages.image_encoding.precision": ANY,
+    "stages.image_encoding.offload": ANY,
     "parallel": ANY,  # solved
     "cache": ANY,  # checked by check_cache
     "stages.text_encoding.tp": ANY,  # checked by check_conflicts
@@ -58,6 +59,9 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "launch.prompt_embeds_dir": ANY,
     "launch.stall_timeout_s": ANY,
     "launch.threads": ANY,
+    "launch.pin_memory": ANY,
+    "launch.on_oom": ANY,
+    "memory": ANY,  # checked by plan_budget
     "output": ANY,  # its format is checked against what the family makes
     "perf": ANY,
     "quality": ANY,  # its reference is checked by plan_quality

@@ -8,6 +8,8 @@ from difftool.errors import Problem
 from difftool.planning.plan import Degrees
 from difftool.planning.tree import at, word_of
 
+ROLES = ("text_encoding", "image_encoding", "denoising", "decoding")
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -88,6 +90,41 @@ CONFLICTS = (
         "stages.denoising.compile={value} makes one graph of a forward, and a cache decides at every step which of its "
         "blocks run; use regional, or cache=none",
     ),
+    *(
+        Conflict(
+            f"stages.{role}.offload",
+            lambda s, role=role: (  # type: ignore[misc]
+                word_of(s.get(f"stages.{role}.offload")) == "layerwise" and s.get(f"stages.{role}.compile") == "full"
+            ),
+            f"stages.{role}.offload=layerwise brings each block before it runs, and stages.{role}.compile=full makes one "
+            "graph of all; use regional, or after_use",
+        )
+        for role in ("text_encoding", "denoising")
+    ),
+    *(
+        Conflict(
+            key,
+            lambda s, key=key: s.backend == "diffusers" and word_of(s.get(key)) not in (None, "auto", "none"),  # type: ignore[misc]
+            f"{key}: a pipeline that diffusers runs by itself keeps its weights on the device; leave it out",
+        )
+        for key in (*(f"stages.{role}.offload" for role in ROLES), "memory.budget")
+    ),
+    Conflict(
+        "stages.denoising.offload",
+        lambda s: s.degrees.sharing > 1 and word_of(s.get("stages.denoising.offload")) not in ("auto", "none"),
+        "stages.denoising.offload: parallel.hsdp={sharing} deals the weights out to ranks, which gather each block when "
+        "it runs; use one of them",
+    ),
+    Conflict(
+        "memory.budget",
+        lambda s: s.degrees.sharing > 1 and s.get("memory.budget") is not None,
+        "memory.budget: parallel.hsdp={sharing} deals the weights out already; leave one of them out",
+    ),
+    Conflict(
+        "launch.on_oom",
+        lambda s: s.get("launch.on_oom") == "fallback" and s.get("launch.nnodes") > 1,
+        "launch.on_oom={value} starts the workers anew, which several machines do not; use fail",
+    ),
     Conflict(
         "parallel.hsdp",
         lambda s: s.degrees.sharing > 1 and word_of(s.get("stages.denoising.quantization")) != "none",
@@ -101,6 +138,7 @@ def check_conflicts(situation: Situation) -> list[Problem]:
     """Every conflict that holds."""
     replica = situation.replica
     valid = "1" if replica == 1 else f"1 or {replica}"
-    facts = {"num_gpus": situation.degrees.num_gpus, "replica": replica, "valid": valid}
+    degrees = situation.degrees
+    facts = {"num_gpus": degrees.num_gpus, "replica": replica, "sharing": degrees.sharing, "valid": valid}
     found = [conflict for conflict in CONFLICTS if conflict.holds(situation)]
     return [Problem(c.key, c.message.format(value=situation.get(c.key), **facts)) for c in found]

@@ -19,6 +19,7 @@ from difftool.planning.components import base_of, replace_components
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
 from difftool.planning.foreign import check_foreign
+from difftool.planning.holdings import budget_choices, plan_budget
 from difftool.planning.items import Items, draw, draw_seeds, make_items
 from difftool.planning.loras import lora_content, named, plan_loras
 from difftool.planning.nodes import check_launch, plan_nodes
@@ -26,6 +27,7 @@ from difftool.planning.packages import check_packages
 from difftool.planning.pictures import by_content, digests
 from difftool.planning.plan import (
     GIF_MAX_FPS,
+    BudgetPlan,
     Choice,
     Degrees,
     Item,
@@ -82,6 +84,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     """
     recipe = loaded.recipe.model_dump(mode="json", by_alias=True)
     problems, missing = list[Problem](), check_available(recipe)
+    budget: BudgetPlan | list[Problem] | None = None
     try:
         checkpoint = _checkpoint(recipe["model"])
     except RecipeError as error:
@@ -105,6 +108,8 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems += check_cache(recipe["cache"], checkpoint, degrees, items.items)
         problems += check_sharing(degrees, items.items, checkpoint.family)
         problems += check_launch(recipe, degrees, keep_going=run.keep_going)
+        budget = plan_budget(checkpoint, degrees, items.items, recipe)
+        problems += budget if isinstance(budget, list) else []
     else:
         problems += degrees
     problems += quality_problems(recipe["quality"], checkpoint.pipeline.makes)
@@ -116,7 +121,8 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     check_cache_package(recipe["cache"])
     recipe["model"]["lora"] = named(recipe["model"]["lora"], loras)
     resolved = _resolved(recipe, entries, items, degrees, loaded.name)
-    plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded))
+    assert not isinstance(budget, list)
+    plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded), budget)
     quality = _quality(loaded, plan)
     refused = tuple(str(problem) for problem in _located(missing, loaded).problems)
     prediction = predict(checkpoint, degrees, _first(items), resolved) if run.preview else None
@@ -274,6 +280,7 @@ def _plan(
     run: RunOptions,
     loras: tuple[LoraPlan, ...],
     provenance: Mapping[str, str],
+    budget: BudgetPlan | None,
 ) -> Plan:
     pictures = digests([item.sampling for item in items.items])
     model = {**resolved["model"], "lora": lora_content(loras), "code": checkpoint.model.code_sha256}
@@ -298,6 +305,9 @@ def _plan(
         tag=perf["tag"],
         threads=_threads(launch["threads"], checkpoint),
         stall_timeout_s=launch["stall_timeout_s"],
+        budget=budget,
+        pin_memory=launch["pin_memory"],
+        on_oom=launch["on_oom"],
         prompt_embeds_dir=launch["prompt_embeds_dir"],
         puts_encoders_off=_puts_encoders_off(resolved, loras),
         launcher=launch["launcher"],
@@ -306,6 +316,7 @@ def _plan(
             *_choices(resolved, checkpoint),
             *compile_choice(resolved, items.items, native=checkpoint.model.backend == "native"),
             *cache_choices(resolved["cache"], items.items),
+            *budget_choices(budget, resolved),
         ),
         recipe=resolved,
         provenance=provenance,
@@ -318,7 +329,8 @@ def _puts_encoders_off(resolved: Mapping[str, Any], loras: Sequence[LoraPlan]) -
     """Where encodings are kept, and the encoders are as their files have them: what changes them needs them there."""
     asked = resolved["stages"]["text_encoding"]
     plain = {**TextEncoding().model_dump(mode="json"), "precision": asked["precision"]}
-    return resolved["launch"]["prompt_embeds_dir"] is not None and not loras and asked == plain
+    stays = asked == plain and resolved["memory"]["budget"] is None
+    return resolved["launch"]["prompt_embeds_dir"] is not None and not loras and stays
 
 
 def _threads(asked: int | str, checkpoint: Checkpoint) -> int:

@@ -22,7 +22,7 @@ ROLES = {
 
 def precision_of(component: str, checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> str:
     """`auto` is what CUDA's is, except on a CPU and in stages that stay in fp32."""
-    role = _role(component)
+    role = role_of(component)
     asked = recipe["stages"][role]["precision"]
     if not isinstance(asked, str):
         asked = asked[int(component[-1]) - 1 if component[-1].isdigit() else 0]
@@ -58,7 +58,7 @@ def other_bytes(checkpoint: Checkpoint, cost: Cost, recipe: Mapping[str, Any]) -
         numbers |= cost.others(checkpoint.configs)
     folder = checkpoint_folder(model.hub_id or model.folder or model.name, model.revision)
     for name in (*checkpoint.pipeline.components, *checkpoint.pipeline.optional):
-        if _role(name) in ("", "denoising"):
+        if role_of(name) in ("", "denoising"):
             continue
         if folder is not None and (here := stored_numbers(folder / name)) is not None:
             numbers[name] = here
@@ -66,7 +66,7 @@ def other_bytes(checkpoint: Checkpoint, cost: Cost, recipe: Mapping[str, Any]) -
             place = part.file or part.folder
             numbers[name] = stored_numbers(Path(place)) if place is not None else None
     if _quantizes(recipe["stages"]["text_encoding"]["quantization"]):  # how much of them is in blocks is not known
-        numbers |= {name: None for name in numbers if _role(name) == "text_encoding"}
+        numbers |= {name: None for name in numbers if role_of(name) == "text_encoding"}
     return {
         name: None if count is None else _held(name, count, recipe) * ELEMENT[precision_of(name, checkpoint, recipe)]
         for name, count in numbers.items()
@@ -79,7 +79,7 @@ def _quantizes(asked: str | Mapping[str, Any]) -> bool:
 
 def _held(name: str, count: int, recipe: Mapping[str, Any]) -> int:
     """Of a component's parameters, those that one rank has. An encoder that nobody counted is taken for whole."""
-    dealt = DEALT.get(count, 0) if _role(name) == "text_encoding" else 0
+    dealt = DEALT.get(count, 0) if role_of(name) == "text_encoding" else 0
     return count - dealt + dealt // int(recipe["stages"]["text_encoding"]["tp"])
 
 
@@ -111,6 +111,6 @@ def _has_two(checkpoint: Checkpoint) -> bool:
     return "transformer_2" in checkpoint.pipeline.optional and index.get("boundary_ratio") is not None
 
 
-def _role(component: str) -> str:
+def role_of(component: str) -> str:
     """The stage whose precision a component has; "" for what has no weights."""
     return ROLES.get(component.rstrip("_0123456789"), "")

@@ -183,6 +183,25 @@ class QuantizedPrediction(Frozen):
     saved: int
 
 
+class Holding(Frozen):
+    """Weights of one component on a rank: their bytes, `element` for a number, of which `blocks` take `block` each."""
+
+    name: str
+    role: str
+    bytes: int
+    element: int
+    blocks: int = 0
+    block: int = 0
+
+
+class BudgetPlan(Frozen):
+    """What offload keeps within `bytes`: these weights, and about so many bytes of the denoiser's activations."""
+
+    bytes: int
+    holdings: tuple[Holding, ...]
+    activations: int
+
+
 class Prediction(Frozen):
     """What the first item costs. `tokens` are those of the denoiser's streams; not `exact`: the text's length depends
     on the prompt, and this is the longest. `flops` are those of the first step, `lines` the ranks that speak together.
@@ -259,6 +278,9 @@ class Plan(Frozen):
     tag: str | None
     threads: int
     stall_timeout_s: float
+    budget: BudgetPlan | None = None  # None: offload is as it is asked for
+    pin_memory: bool = True
+    on_oom: Literal["fail", "fallback"] = "fail"
     prompt_embeds_dir: str | None = None  # keeps text encodings from run to run
     puts_encoders_off: bool = False  # no encoder is read before a text comes whose encoding is not on the disk
     launcher: Literal["auto", "direct", "torchrun"] = "auto"

@@ -2,9 +2,13 @@
 
 import json
 import math
+import re
 import struct
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+BLOCK = re.compile(r"(?P<list>\D+)\.(?P<index>\d+)\.")  # the outermost list that a tensor is in
 MAX_HEADER = 100 * 1024 * 1024
 
 
@@ -20,6 +24,22 @@ def stored_numbers(path: Path) -> int | None:
     return sum(counts) if counts else None
 
 
+def stored_blocks(path: Path) -> tuple[int, int] | None:
+    """How many blocks a component has by its headers, and how many numbers the largest holds; None where it has none."""
+    files = [path] if path.is_file() else _files(path)
+    try:
+        shapes = [(name, math.prod(entry["shape"])) for file in files for name, entry in _header(file).items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+    lists: dict[str, Counter[str]] = {}
+    for name, count in shapes:
+        if (found := BLOCK.match(name)) is not None:
+            lists.setdefault(found["list"], Counter())[found["index"]] += count
+    if not lists:
+        return None
+    return sum(map(len, lists.values())), max(count for blocks in lists.values() for count in blocks.values())
+
+
 def _files(folder: Path) -> list[Path]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if not indices:
@@ -29,9 +49,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _count(file: Path) -> int:
+    return sum(math.prod(entry["shape"]) for entry in _header(file).values())
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The entries of its tensors, by name."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         if length > MAX_HEADER:
             raise ValueError(f"{file} has a header of {length} bytes")
         header = json.loads(opened.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}

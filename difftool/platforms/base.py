@@ -9,9 +9,13 @@ from difftool.errors import PlanError
 
 
 class Platform(Protocol):
-    """One kind of device. Marks are points on the device's own timeline; they cost no synchronisation."""
+    """One kind of device. Marks are points on the device's own timeline; they cost no synchronisation.
+
+    `memory_apart`: it has memory of its own, so that something can be away from it in the host's.
+    """
 
     name: str
+    memory_apart: bool
     device: torch.device
 
     def default_precision(self, role: str) -> str:

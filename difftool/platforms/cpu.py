@@ -14,6 +14,7 @@ class CpuPlatform:
     """Source of the default precision: fp32 is what CPU kernels are exact and fast in."""
 
     name = "cpu"
+    memory_apart = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")

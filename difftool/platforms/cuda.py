@@ -14,6 +14,7 @@ class CudaPlatform:
     """Source of the default precision: bf16 is what the published checkpoints are trained and stored in."""
 
     name = "cuda"
+    memory_apart = True
 
     def __init__(self) -> None:
         index, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

@@ -13,6 +13,7 @@ class MpsPlatform:
     """Marks synchronise, as MPS events cannot be compared with host marks across streams."""
 
     name = "mps"
+    memory_apart = False
 
     def __init__(self) -> None:
         self.device = torch.device("mps")

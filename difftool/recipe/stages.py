@@ -118,11 +118,15 @@ class Offload(Choice):
         default="auto", description="none keeps them on the device; layerwise streams them block by block"
     )
     prefetch: Whole | None = Field(default=None, description="blocks fetched ahead, for layerwise only; null = 1")
+    resident_blocks: Whole | None = Field(
+        default=None, description="blocks that stay on the device, for layerwise only; null = 0"
+    )
 
     @model_validator(mode="after")
-    def _prefetch_needs_layerwise(self) -> "Offload":
-        if self.prefetch is not None and self.name != "layerwise":
-            raise problem("prefetch is an option of layerwise only")
+    def _options_need_layerwise(self) -> "Offload":
+        for key in ("prefetch", "resident_blocks"):
+            if getattr(self, key) is not None and self.name != "layerwise":
+                raise problem(f"{key} is an option of layerwise only")
         return self
 
 
@@ -179,6 +183,12 @@ class Decoding(Section):
     parallel: Literal["auto", "none", "tiled"] = Field(default="auto", description="tiled deals the tiles to all ranks")
     offload: Offload = Field(default_factory=Offload, description="where the VAE waits")
     compile: Compile = Field(default="none", description="torch.compile of the VAE")
+
+    @model_validator(mode="after")
+    def _a_decoder_is_no_row_of_blocks(self) -> "Decoding":
+        if self.offload.name == "layerwise":
+            raise problem("offload=layerwise streams blocks that follow each other, which a VAE has not; use after_use")
+        return self
 
 
 class Stages(Section):

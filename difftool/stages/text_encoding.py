@@ -30,6 +30,7 @@ class TextEncodingStage(PipelineStage):
     name = "text_encoding"
     reads = frozenset(("prompt",))
     writes = frozenset(("prompt_embeds", "negative_prompt_embeds"))
+    fetches = True  # encoders are needed for texts alone that no earlier item had
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -43,6 +44,7 @@ class TextEncodingStage(PipelineStage):
     def _encode(self, batch: Batch, ctx: Context, text: str) -> Embeds:
         def encode() -> Embeds:
             ctx.components.bring()
+            ctx.residence.come(self.components)
             return self.config.encode_prompt(ctx.components, batch, ctx.device, negative=text == NEGATIVE)
 
         if ctx.encodings is None:

@@ -1,0 +1,114 @@
+"""What `stages.*.offload: auto` comes to: the first rung of a ladder of placements that keeps within `memory.budget`.
+
+No rung changes an output. Cheaper ones come first: text encoders run once for an item, the denoiser at every step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from difftool.planning.plan import BudgetPlan, Holding
+
+Modes = Mapping[str, Mapping[str, Any]]  # by stage role: a name, and options
+
+RUNGS: tuple[Mapping[str, str], ...] = (
+    {},
+    {"text_encoding": "after_use", "image_encoding": "after_use"},
+    {"decoding": "after_use"},
+    {"denoising": "module"},
+    {"denoising": "layerwise"},
+    {"text_encoding": "layerwise"},
+)
+GIB = 2**30
+
+
+def fixed(spec: Mapping[str, str | Mapping[str, Any]]) -> Modes:
+    """The offload of every stage as a mapping."""
+    return {role: {"name": said} if isinstance(said, str) else dict(said) for role, said in spec.items()}
+
+
+def ladder(asked: Modes) -> list[Modes]:
+    """Every placement in order; what is asked for by name stays as it is asked for."""
+    auto = {role for role, mode in asked.items() if mode["name"] == "auto"}
+    found, now = list[Modes](), {**asked, **{role: {"name": "none"} for role in auto}}
+    for rung in RUNGS:
+        now = {**now, **{role: {"name": name} for role, name in rung.items() if role in auto}}
+        if not found or now != found[-1]:
+            found.append(now)
+    return found
+
+
+def choose(budget: BudgetPlan, asked: Modes, elements: Mapping[str, int]) -> Modes | None:
+    """The first placement that fits where a number of each component takes so many bytes; None where none does.
+
+    Where blocks are streamed, as many stay on the device as there is room for.
+    """
+    held = [_sized(each, elements) for each in budget.holdings]
+    for modes in ladder(asked):
+        streams = all(each.blocks for each in held if _is_free(asked, modes, each.role))
+        if streams and peak(held, modes, budget.activations) <= budget.bytes:
+            return _roomy(held, asked, modes, budget)
+    return None
+
+
+def peak(held: list[Holding], modes: Modes, activations: int) -> int:
+    """Bytes on the device in the stage that has most: its weights, those of others that stay, and the denoiser's
+    activations. Those of encoders and decoders are not known.
+    """
+    found = []
+    for role in {each.role for each in held}:
+        here = [_running(each, modes[role]) for each in held if each.role == role]
+        weights = max(here) if modes[role]["name"] == "module" else sum(here)
+        others = sum(_staying(each, modes[each.role]) for each in held if each.role != role)
+        found.append(weights + others + (activations if role == "denoising" else 0))
+    return max(found, default=0)
+
+
+def shortfall(budget: BudgetPlan, asked: Modes) -> str:
+    """Why no placement fits."""
+    last = ladder(asked)[-1]
+    least = {each.name: _running(each, last[each.role]) for each in budget.holdings}
+    needs = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in least.items())
+    return (
+        f"memory.budget={budget.bytes / GIB:.2f} GiB: no placement of weights keeps within it; while they run these take "
+        f"{needs}, and the denoiser's activations about {budget.activations / GIB:.2f} GiB; use a larger budget, a smaller "
+        "precision, or quantization"
+    )
+
+
+def _sized(held: Holding, elements: Mapping[str, int]) -> Holding:
+    element = elements.get(held.name, held.element)
+    return held.model_copy(
+        update={"bytes": held.bytes * element // held.element, "block": held.block * element // held.element}
+    )
+
+
+def _outside(held: Holding) -> int:
+    return held.bytes - held.blocks * held.block
+
+
+def _staying(held: Holding, mode: Mapping[str, Any]) -> int:
+    """What of it is on the device while another stage runs."""
+    if mode["name"] == "layerwise":
+        return _outside(held) + (mode.get("resident_blocks") or 0) * held.block
+    return 0 if mode["name"] in ("after_use", "module") else held.bytes
+
+
+def _running(held: Holding, mode: Mapping[str, Any]) -> int:
+    if mode["name"] != "layerwise":
+        return held.bytes
+    ahead = 1 if mode.get("prefetch") is None else mode["prefetch"]
+    return min(held.bytes, _staying(held, mode) + (1 + ahead) * held.block)
+
+
+def _is_free(asked: Modes, modes: Modes, role: str) -> bool:
+    """Whether a role is streamed, and the ladder says so."""
+    return asked[role]["name"] == "auto" and modes[role]["name"] == "layerwise"
+
+
+def _roomy(held: list[Holding], asked: Modes, modes: Modes, budget: BudgetPlan) -> Modes:
+    """The same, with as many streamed blocks that stay as there is room for; at least one comes and goes."""
+    for role in [role for role in modes if _is_free(asked, modes, role)]:
+        most = min((each.blocks for each in held if each.role == role), default=1) - 1
+        tried = ({**modes, role: {**modes[role], "resident_blocks": count}} for count in range(most, 0, -1))
+        modes = next((more for more in tried if peak(held, more, budget.activations) <= budget.bytes), modes)
+    return modes

@@ -1,0 +1,87 @@
+"""What `memory.budget` is held against: the weights that a rank will have, block by block where they may be streamed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from difftool.errors import Problem
+from difftool.planning.budget import GIB, choose, fixed, shortfall
+from difftool.planning.checkpoint import Checkpoint, checkpoint_folder
+from difftool.planning.memory import ELEMENT, precision_of, role_of
+from difftool.planning.plan import BudgetPlan, Choice, Holding, Item, Prediction
+from difftool.planning.prediction import anatomy_of, predict
+from difftool.planning.stored import stored_blocks
+
+KEY = "memory.budget"
+
+
+def plan_budget(
+    checkpoint: Checkpoint, degrees: Any, items: Sequence[Item], recipe: Mapping[str, Any]
+) -> BudgetPlan | list[Problem] | None:
+    """Of the item that needs most; None without a budget, problems where the sizes are not known."""
+    size = recipe["memory"]["budget"]
+    if size is None:
+        return None
+    found = [predict(checkpoint, degrees, item.sampling, recipe) for item in items]
+    predictions = [prediction for prediction in found if prediction is not None]
+    if not predictions or len(predictions) < len(found):
+        message = f"{KEY}: the cost of {checkpoint.family.title} is not known; leave it out and set stages.*.offload"
+        return [Problem(KEY, message)]
+    largest = max(predictions, key=lambda each: max(rank.activations for rank in each.ranks))
+    rank = max(largest.ranks, key=lambda each: sum(size or 0 for size in each.weights.values()))
+    if unknown := [name for name, weight in rank.weights.items() if weight is None]:
+        message = f"{KEY}: the size of {', '.join(unknown)} is not known; `difftool models fetch` brings the files"
+        return [Problem(KEY, message)]
+    holdings = tuple(
+        _holding(name, weight or 0, checkpoint, largest, items[0].sampling, recipe)
+        for name, weight in rank.weights.items()
+    )
+    return BudgetPlan(bytes=size, holdings=holdings, activations=max(each.activations for each in largest.ranks))
+
+
+def budget_choices(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> tuple[Choice, ...]:
+    """What `auto` will come to at the precisions that are planned for."""
+    if budget is None:
+        return ()
+    asked = fixed({role: stage["offload"] for role, stage in recipe["stages"].items()})
+    chosen = choose(budget, asked, {})
+    if chosen is None:
+        return (Choice(key=KEY, value="too small", reason=shortfall(budget, asked)),)
+    reason = f"of what changes no output, the first that keeps within {budget.bytes / GIB:.2f} GiB"
+    return tuple(
+        Choice(key=f"stages.{role}.offload", value=_shown(chosen[role]), reason=reason)
+        for role, mode in asked.items()
+        if mode["name"] == "auto"
+    )
+
+
+def _shown(mode: Mapping[str, Any]) -> str:
+    resident = mode.get("resident_blocks")
+    return f"{mode['name']}, {resident} blocks stay" if resident else str(mode["name"])
+
+
+def _holding(
+    name: str,
+    weight: int,
+    checkpoint: Checkpoint,
+    prediction: Prediction,
+    values: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+) -> Holding:
+    role, element = role_of(name), ELEMENT[precision_of(name, checkpoint, recipe)]
+    blocks, block = 0, 0
+    if role == "denoising":
+        element = ELEMENT[prediction.precision]
+        anatomy = anatomy_of(checkpoint, values)
+        assert anatomy is not None, "what is predicted has an anatomy"
+        listed = [each for each in anatomy.blocks if each.name]
+        blocks = sum(each.count for each in listed)
+        sizes = [element * each.parameters() for each in listed]
+        whole = sum(each.count * size for each, size in zip(listed, sizes, strict=True))
+        # of a rank that has a part, and of quantized ones, in proportion
+        block = max(sizes) * min(weight, whole) // whole if whole else 0
+    elif role == "text_encoding":
+        model = checkpoint.model
+        folder = checkpoint_folder(model.hub_id or model.folder or model.name, model.revision)
+        found = stored_blocks(folder / name) if folder is not None else None
+        blocks, block = (found[0], found[1] * element) if found is not None else (0, 0)
+    return Holding(name=name, role=role, bytes=weight, element=element, blocks=blocks, block=block)

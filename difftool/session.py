@@ -5,10 +5,12 @@ import shutil
 import signal
 import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
@@ -159,7 +161,8 @@ class Session:
     def _supervised(self, plan: Plan, records: Path, on_event: Callable[[Event], None]) -> launch.RunResult:
         watch = SignalWatch()
         try:
-            return launch.supervise(plan, records, hire=self._worker.hire, watch=watch, on_event=on_event)
+            run = partial(launch.supervise, hire=self._worker.hire, watch=watch, on_event=on_event)
+            return launch.run_to_the_end(plan, records, run, told=partial(warnings.warn, stacklevel=4))
         finally:
             if watch.received:  # the caller's own handlers are back: by default, KeyboardInterrupt or the end
                 if watch.received[0] != signal.SIGINT:

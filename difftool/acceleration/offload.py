@@ -99,11 +99,12 @@ def _stream(
 ) -> tuple[Stream, dict[str, object]]:
     """A module whose blocks come one by one; what is outside of them, and the blocks that stay, go to the device."""
     if not blocks:
-        raise PlanError(f"{key}=layerwise: {type(module).__name__} repeats no blocks; use {key}=after_use")
+        raise PlanError(f"{key}=layerwise: {type(module).__name__} repeats no blocks", hint=f"use {key}=after_use")
     resident, ahead = mode.get("resident_blocks") or 0, mode.get("prefetch")
     moving = streamed(len(blocks), resident)
     if not moving:
-        raise PlanError(f"{key}: resident_blocks={resident} leaves none of {len(blocks)} blocks to stream; use {key}=none")
+        message = f"{key}: resident_blocks={resident} leaves none of {len(blocks)} blocks to stream"
+        raise PlanError(message, hint=f"use {key}=none, or fewer")
     parcels = _parcels([blocks[i] for i in moving], seen, store, platform)
     _keep(tensors_of(module, seen), seen, platform)
     ahead = 1 if ahead is None else ahead

@@ -110,8 +110,8 @@ class Home:
 
 
 class Stream:
-    """One module whose blocks come one after the other, each before it runs, with the next `ahead` on their way. A block
-    that is skipped is brought when another runs that it follows, and goes when one runs that it does not.
+    """One module whose blocks come one after the other, each before it runs, with the next `ahead` on their way. One
+    that is skipped came when a block ran that it follows, and goes when one runs that it does not.
     """
 
     alone = False

@@ -1,5 +1,5 @@
-"""Where weights wait while nothing needs them, as runs of bytes: in the host's memory or, where that is the device's own,
-on the disk.
+"""Where weights wait while nothing needs them, as runs of bytes: in the host's memory or, on a device that has no other
+memory than that, on the disk.
 """
 
 import os

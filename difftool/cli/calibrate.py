@@ -1,6 +1,7 @@
 """`difftool calibrate`: fits TeaCache's polynomial to a model, and writes the recipe that uses it."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,8 @@ def _measured(loaded: "Loaded", *, verbose: bool) -> tuple[dict[str, Any], list[
     with tempfile.TemporaryDirectory(prefix="difftool-calibrate-") as folder:
         plan = make_plan(measuring, run=RunOptions(output_dir=folder, save_output=False))
         with make_listener("plain") as listener:
-            result = launch.run(plan, launch.open_records(plan), on_event=listener.take, verbose=verbose)
+            run = partial(launch.run, on_event=listener.take, verbose=verbose)
+            result = launch.run_to_the_end(plan, launch.open_records(plan), run, told=partial(typer.echo, err=True))
         assert result.perf is not None, result
         samples = read_perf(result.perf).effective["cache"]["samples"]
     uses = [CacheUse.model_validate({"kinds": [], **sample}) for sample in samples]

@@ -95,6 +95,8 @@ def gather(arguments: RecipeArguments, asked: Asked) -> Contest:
     specs = [_tagged(spec, loaded) for spec in (base, *others, *points)]
     _check_names([spec.name for spec in specs])
     plans = {spec.name: plan_arm(spec, save_output=arguments.save_output) for spec in specs if spec.python is None}
+    if any(plan.on_oom == "fallback" for plan in plans.values()):
+        raise UsageError("launch.on_oom=fallback: a race measures recipes as they are", hint="use launch.on_oom=fail")
     same = {spec.name for spec in points if not differs(plans[BASE], plans[spec.name])}  # the base stands for them
     if points and len(same) == len(points):
         raise UsageError("--sweep: no point differs from the recipe itself", hint="give other values")

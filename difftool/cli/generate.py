@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from difftool.cli.options import RecipeArguments, recipe_command
 from difftool.cli.panels import COMMON, PanelCommand
 from difftool.cli.profiled import AllStagesFlag, TimestepsFlag, what_to_record
 from difftool.cli.usage import UsageError
-from difftool.errors import DifftoolError, OutputError
+from difftool.errors import DifftoolError, OutputError, PlanError
 
 if TYPE_CHECKING:
     from difftool.cli.progress import Mode
@@ -129,6 +130,9 @@ def run_recipe(
         mode = choose_mode(as_json=as_json, quiet=quiet, verbose=verbose)
         prepare_references(plan, alone=world is None and plan.nodes is None, mode=mode, verbose=verbose)
         if meeting:
+            if plan.on_oom == "fallback":
+                message = "launch.on_oom=fallback starts the ranks anew, and these were started by another launcher"
+                raise PlanError(message, hint="use launch.on_oom=fail")
             meeting.gather()
         with lead(plan.nodes, mode) if plan.nodes else contextlib.nullcontext(meeting) as others:
             launch_plan(plan, records, others, mode=mode, verbose=verbose, perf_dump_path=perf_dump_path)
@@ -175,7 +179,8 @@ def launch_plan(
 
     try:
         with make_listener(mode) as listener:
-            result = launch.run(plan, records, on_event=hear, verbose=verbose, meeting=meeting)
+            run = partial(launch.run, on_event=hear, verbose=verbose, meeting=meeting)
+            result = launch.run_to_the_end(plan, records, run, told=partial(_warn, mode=mode))
     except DifftoolError:
         with contextlib.suppress(OutputError, ValueError):  # the failure of the run is what to tell
             copy_perf(records, perf_dump_path)
@@ -189,3 +194,9 @@ def launch_plan(
         lines = [table.text(), reused, *profiled, *quality_lines(quality), f"perf dump: {shown(perf)}" if perf else ""]
         print(*filter(None, lines), sep="\n", file=sys.stderr)
     check_quality(quality, perf)
+
+
+def _warn(message: str, *, mode: "Mode") -> None:
+    """What a user should see of a run that goes on in another way than planned, beside its progress."""
+    if mode in ("plain", "live"):
+        print(f"warning: {message}", file=sys.stderr)

@@ -52,11 +52,11 @@ def load_components(
     """Checks everything named, then loads it into the diffusers pipeline class `holder`, but for those `later`.
 
     `optional` components are None where the folder has none; of `tokenizers` no more is loaded, whatever processor the
-    folder has. `dtypes` by component; `loaded(name=, detail=, seconds=)` reports each; those `replaced` lie elsewhere,
-    and `own` are readers of components that the family has classes for; of those in `shares` this rank keeps a part
-    alone. `devices` are of those that do not go to `device`. Headers, shapes and classes of all components are checked before memory is taken for any; numbers that are
-    not finite are found once they lie on the device. Raises WeightsError, and PlanError for a package that a component
-    needs and this machine lacks, or one that cannot be read in parts.
+    folder has. `dtypes` by component, `devices` of those that do not go to `device`; `loaded(name=, detail=, seconds=)`
+    reports each; those `replaced` lie elsewhere, and `own` are readers of components that the family has classes for;
+    of those in `shares` this rank keeps a part alone. Headers, shapes and classes of all components are checked before
+    memory is taken for any; numbers that are not finite are found once they lie on the device. Raises WeightsError, and
+    PlanError for a package that a component needs and this machine lacks, or one that cannot be read in parts.
     """
     if both := sorted(replaced.keys() & own.keys()):
         raise PlanError(f"model.components.{both[0]}: the family reads it from its own weight_sources; leave it out")

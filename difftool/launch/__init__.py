@@ -1,5 +1,6 @@
 """Runs plans in worker processes of their own and says how they ended."""
 
+from difftool.launch.fallback import run_to_the_end
 from difftool.launch.meeting import Meeting
 from difftool.launch.outside import check_world
 from difftool.launch.records import open_records
@@ -15,6 +16,7 @@ __all__ = [
     "open_records",
     "recorded_plan",
     "run",
+    "run_to_the_end",
     "supervise",
     "take_up",
 ]

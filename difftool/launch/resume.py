@@ -62,12 +62,13 @@ def take_up(plan: Plan, records: Path) -> Todo:
     """
     with Journal(records, plan) as journal:
         remove_temporaries(Path(plan.output.dir), since=records / PLAN_FILE)
-        names = [task.name for task in read_todo(records).tasks]
+        before = read_todo(records)
+        names = [task.name for task in before.tasks]
         tasks = (
             _task(plan, item, names[position], journal.entries.get(position))
             for position, item in enumerate(plan.items)
         )
-        todo = Todo(tasks=tuple(tasks), resumed_from=records.name)
+        todo = Todo(tasks=tuple(tasks), resumed_from=records.name, raw_dir=before.raw_dir)
         _set_aside(records / PERF_FILE)
         _set_aside(records / LOG_FILE)
         write_records(records, plan, todo)

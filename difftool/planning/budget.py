@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from difftool.planning.plan import BudgetPlan, Holding
+from difftool.planning.sizes import shown
 
 Modes = Mapping[str, Mapping[str, Any]]  # by stage role: a name, and options
 
@@ -18,7 +19,7 @@ RUNGS: tuple[Mapping[str, str], ...] = (
     {"denoising": "layerwise"},
     {"text_encoding": "layerwise"},
 )
-GIB = 2**30
+AWAY = ("none", "after_use", "module", "layerwise")  # the shortest first
 
 
 def fixed(spec: Mapping[str, str | Mapping[str, Any]]) -> Modes:
@@ -50,6 +51,23 @@ def choose(budget: BudgetPlan, asked: Modes, elements: Mapping[str, int]) -> Mod
     return None
 
 
+def further(now: Modes, stage: str | None) -> Mapping[str, str] | None:
+    """What of the ladder to do next where memory ran out in `stage` (None: while weights loaded), as new names of the
+    roles in `now`; None where nothing is left. A rung that helps another stage alone is gone along with the next.
+    """
+    steps = dict[str, str]()
+    for rung in RUNGS:
+        moved = {role: name for role, name in rung.items() if role in now and _is_further(name, now[role]["name"])}
+        steps |= moved
+        if any(role != stage or name == "layerwise" for role, name in moved.items()):
+            return steps
+    return None
+
+
+def _is_further(name: str, now: str) -> bool:
+    return AWAY.index(name) > AWAY.index("none" if now == "auto" else now)
+
+
 def peak(held: list[Holding], modes: Modes, activations: int) -> int:
     """Bytes on the device in the stage that has most: its weights, those of others that stay, and the denoiser's
     activations. Those of encoders and decoders are not known.
@@ -67,29 +85,24 @@ def shortfall(budget: BudgetPlan, asked: Modes) -> str:
     """Why no placement fits."""
     last = ladder(asked)[-1]
     least = {each.name: _running(each, last[each.role]) for each in budget.holdings}
-    needs = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in least.items())
+    needs = ", ".join(f"{name} {shown(size)}" for name, size in least.items())
     return (
-        f"memory.budget={budget.bytes / GIB:.2f} GiB: no placement of weights keeps within it; while they run these take "
-        f"{needs}, and the denoiser's activations about {budget.activations / GIB:.2f} GiB; use a larger budget, a smaller "
-        "precision, or quantization"
+        f"memory.budget={shown(budget.bytes)}: no placement of weights keeps within it; these take, while they "
+        f"run, {needs}, and the denoiser's activations about {shown(budget.activations)}; use a larger budget, a "
+        "smaller precision, or quantization"
     )
 
 
 def _sized(held: Holding, elements: Mapping[str, int]) -> Holding:
     element = elements.get(held.name, held.element)
-    return held.model_copy(
-        update={"bytes": held.bytes * element // held.element, "block": held.block * element // held.element}
-    )
-
-
-def _outside(held: Holding) -> int:
-    return held.bytes - held.blocks * held.block
+    sizes = {key: getattr(held, key) * element // held.element for key in ("bytes", "block", "outside")}
+    return held.model_copy(update=sizes)
 
 
 def _staying(held: Holding, mode: Mapping[str, Any]) -> int:
     """What of it is on the device while another stage runs."""
     if mode["name"] == "layerwise":
-        return _outside(held) + (mode.get("resident_blocks") or 0) * held.block
+        return min(held.bytes, held.outside + (mode.get("resident_blocks") or 0) * held.block)
     return 0 if mode["name"] in ("after_use", "module") else held.bytes
 
 
@@ -102,7 +115,7 @@ def _running(held: Holding, mode: Mapping[str, Any]) -> int:
 
 def _is_free(asked: Modes, modes: Modes, role: str) -> bool:
     """Whether a role is streamed, and the ladder says so."""
-    return asked[role]["name"] == "auto" and modes[role]["name"] == "layerwise"
+    return bool(asked[role]["name"] == "auto" and modes[role]["name"] == "layerwise")
 
 
 def _roomy(held: list[Holding], asked: Modes, modes: Modes, budget: BudgetPlan) -> Modes:

@@ -96,8 +96,8 @@ CONFLICTS = (
             lambda s, role=role: (  # type: ignore[misc]
                 word_of(s.get(f"stages.{role}.offload")) == "layerwise" and s.get(f"stages.{role}.compile") == "full"
             ),
-            f"stages.{role}.offload=layerwise brings each block before it runs, and stages.{role}.compile=full makes one "
-            "graph of all; use regional, or after_use",
+            f"stages.{role}.offload=layerwise brings each block before it runs, and stages.{role}.compile=full makes "
+            "one graph of all; use regional, or after_use",
         )
         for role in ("text_encoding", "denoising")
     ),
@@ -112,8 +112,8 @@ CONFLICTS = (
     Conflict(
         "stages.denoising.offload",
         lambda s: s.degrees.sharing > 1 and word_of(s.get("stages.denoising.offload")) not in ("auto", "none"),
-        "stages.denoising.offload: parallel.hsdp={sharing} deals the weights out to ranks, which gather each block when "
-        "it runs; use one of them",
+        "stages.denoising.offload: parallel.hsdp={sharing} deals the weights out to ranks, which gather each block "
+        "when it runs; use one of them",
     ),
     Conflict(
         "memory.budget",

@@ -1,15 +1,17 @@
-"""What `memory.budget` is held against: the weights that a rank will have, block by block where they may be streamed."""
+"""What `memory.budget` is held against: the weights that a rank will have, by blocks where they may be streamed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from difftool.errors import Problem
-from difftool.planning.budget import GIB, choose, fixed, shortfall
+from difftool.planning.budget import Modes, choose, fixed, shortfall
 from difftool.planning.checkpoint import Checkpoint, checkpoint_folder
 from difftool.planning.memory import ELEMENT, precision_of, role_of
 from difftool.planning.plan import BudgetPlan, Choice, Holding, Item, Prediction
 from difftool.planning.prediction import anatomy_of, predict
+from difftool.planning.sizes import shown
 from difftool.planning.stored import stored_blocks
+from difftool.recipe.fields import parse_bytes
 
 KEY = "memory.budget"
 
@@ -35,23 +37,33 @@ def plan_budget(
         _holding(name, weight or 0, checkpoint, largest, items[0].sampling, recipe)
         for name, weight in rank.weights.items()
     )
-    return BudgetPlan(bytes=size, holdings=holdings, activations=max(each.activations for each in largest.ranks))
+    return BudgetPlan(bytes=parse_bytes(size), holdings=holdings, activations=max(each.activations for each in largest.ranks))
+
+
+def unfit(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> str | None:
+    """Why nothing keeps within the budget, at the precisions that are planned for; None where something does."""
+    if budget is None or choose(budget, asked := _asked(recipe), {}) is not None:
+        return None
+    return shortfall(budget, asked)
 
 
 def budget_choices(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> tuple[Choice, ...]:
-    """What `auto` will come to at the precisions that are planned for."""
-    if budget is None:
+    """What `auto` will come to, at the precisions that are planned for."""
+    asked = _asked(recipe)
+    chosen = choose(budget, asked, {}) if budget is not None else None
+    if budget is None or chosen is None:
         return ()
-    asked = fixed({role: stage["offload"] for role, stage in recipe["stages"].items()})
-    chosen = choose(budget, asked, {})
-    if chosen is None:
-        return (Choice(key=KEY, value="too small", reason=shortfall(budget, asked)),)
-    reason = f"of what changes no output, the first that keeps within {budget.bytes / GIB:.2f} GiB"
+    roles = {each.role for each in budget.holdings}
+    reason = f"changes no output, and is the first that keeps within {shown(budget.bytes)}"
     return tuple(
         Choice(key=f"stages.{role}.offload", value=_shown(chosen[role]), reason=reason)
         for role, mode in asked.items()
-        if mode["name"] == "auto"
+        if mode["name"] == "auto" and role in roles
     )
+
+
+def _asked(recipe: Mapping[str, Any]) -> Modes:
+    return fixed({role: stage["offload"] for role, stage in recipe["stages"].items()})
 
 
 def _shown(mode: Mapping[str, Any]) -> str:
@@ -68,7 +80,7 @@ def _holding(
     recipe: Mapping[str, Any],
 ) -> Holding:
     role, element = role_of(name), ELEMENT[precision_of(name, checkpoint, recipe)]
-    blocks, block = 0, 0
+    blocks, block, within = 0, 0, 0
     if role == "denoising":
         element = ELEMENT[prediction.precision]
         anatomy = anatomy_of(checkpoint, values)
@@ -77,11 +89,14 @@ def _holding(
         blocks = sum(each.count for each in listed)
         sizes = [element * each.parameters() for each in listed]
         whole = sum(each.count * size for each, size in zip(listed, sizes, strict=True))
-        # of a rank that has a part, and of quantized ones, in proportion
-        block = max(sizes) * min(weight, whole) // whole if whole else 0
+        within = whole - max(0, anatomy.weight_bytes(element) - weight)  # of a rank that has a part, or quantized ones
+        block = max(sizes, default=0) * within // max(1, whole)
     elif role == "text_encoding":
         model = checkpoint.model
         folder = checkpoint_folder(model.hub_id or model.folder or model.name, model.revision)
         found = stored_blocks(folder / name) if folder is not None else None
-        blocks, block = (found[0], found[1] * element) if found is not None else (0, 0)
-    return Holding(name=name, role=role, bytes=weight, element=element, blocks=blocks, block=block)
+        if found is not None:
+            blocks, block, within = found.count, found.largest * element, found.numbers * element
+    return Holding(
+        name=name, role=role, bytes=weight, element=element, blocks=blocks, block=block, outside=max(0, weight - within)
+    )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from difftool.errors import Problem, RecipeError
+from difftool.errors import PlanError, Problem, RecipeError
 from difftool.planning.attention import attention_choice, check_attention
 from difftool.planning.availability import check_available
 from difftool.planning.caching import cache_choices, check_cache, check_cache_package
@@ -19,7 +19,7 @@ from difftool.planning.components import base_of, replace_components
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
 from difftool.planning.foreign import check_foreign
-from difftool.planning.holdings import budget_choices, plan_budget
+from difftool.planning.holdings import budget_choices, plan_budget, unfit
 from difftool.planning.items import Items, draw, draw_seeds, make_items
 from difftool.planning.loras import lora_content, named, plan_loras
 from difftool.planning.nodes import check_launch, plan_nodes
@@ -122,9 +122,11 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     recipe["model"]["lora"] = named(recipe["model"]["lora"], loras)
     resolved = _resolved(recipe, entries, items, degrees, loaded.name)
     assert not isinstance(budget, list)
+    if (why := unfit(budget, recipe)) is not None and not run.preview:
+        raise PlanError(why)
     plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded), budget)
     quality = _quality(loaded, plan)
-    refused = tuple(str(problem) for problem in _located(missing, loaded).problems)
+    refused = (*(str(problem) for problem in _located(missing, loaded).problems), *filter(None, [why]))
     prediction = predict(checkpoint, degrees, _first(items), resolved) if run.preview else None
     return plan.model_copy(update={"refused": refused, "prediction": prediction, "quality": quality})
 

@@ -38,4 +38,7 @@ def check_launch(recipe: Mapping[str, Any], degrees: Degrees, *, keep_going: boo
     if keep_going and (ranks > degrees.dp or degrees.sharing > 1):
         message = "--keep-going: an item that fails in one rank leaves those waiting that make it together"
         found.append(Problem("parallel", f"{message}; use dp={ranks}, a whole replica on each rank, or --fail-fast"))
+    if keep_going and launch["on_oom"] == "fallback":
+        message = "launch.on_oom=fallback starts anew where memory runs out, and --keep-going goes on without it"
+        found.append(Problem("launch.on_oom", f"{message}; use one of them"))
     return found

@@ -184,7 +184,9 @@ class QuantizedPrediction(Frozen):
 
 
 class Holding(Frozen):
-    """Weights of one component on a rank: their bytes, `element` for a number, of which `blocks` take `block` each."""
+    """Weights of one component on a rank: their bytes, `element` for a number. `blocks` of it, the largest of `block`
+    bytes, may be streamed, and what is `outside` of them not.
+    """
 
     name: str
     role: str
@@ -192,6 +194,7 @@ class Holding(Frozen):
     element: int
     blocks: int = 0
     block: int = 0
+    outside: int = 0
 
 
 class BudgetPlan(Frozen):

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 from difftool.planning.links import RATES
 from difftool.planning.plan import Plan, Prediction, RankPrediction
+from difftool.planning.sizes import shown
 
-GIB, MIB, MB = 2**30, 2**20, 1e6
+MB = 1e6
 
 
 def render_cost(plan: Plan) -> list[list[str]]:
@@ -82,4 +83,4 @@ def _ranks(ranks: Sequence[int]) -> str:
 def _size(size: int | None) -> str:
     if size is None:
         return "of unknown size"
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
+    return shown(size)

@@ -6,7 +6,7 @@ import re
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BLOCK = re.compile(r"(?P<list>\D+)\.(?P<index>\d+)\.")  # the outermost list that a tensor is in
 MAX_HEADER = 100 * 1024 * 1024
@@ -24,8 +24,16 @@ def stored_numbers(path: Path) -> int | None:
     return sum(counts) if counts else None
 
 
-def stored_blocks(path: Path) -> tuple[int, int] | None:
-    """How many blocks a component has by its headers, and how many numbers the largest holds; None where it has none."""
+class Blocks(NamedTuple):
+    """How many there are, and how many numbers they and the largest of them hold."""
+
+    count: int
+    numbers: int
+    largest: int
+
+
+def stored_blocks(path: Path) -> Blocks | None:
+    """The blocks of a component by its headers; None without any."""
     files = [path] if path.is_file() else _files(path)
     try:
         shapes = [(name, math.prod(entry["shape"])) for file in files for name, entry in _header(file).items()]
@@ -37,7 +45,8 @@ def stored_blocks(path: Path) -> tuple[int, int] | None:
             lists.setdefault(found["list"], Counter())[found["index"]] += count
     if not lists:
         return None
-    return sum(map(len, lists.values())), max(count for blocks in lists.values() for count in blocks.values())
+    counts = [count for blocks in lists.values() for count in blocks.values()]
+    return Blocks(len(counts), sum(counts), max(counts))
 
 
 def _files(folder: Path) -> list[Path]:

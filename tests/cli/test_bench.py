@@ -216,9 +216,9 @@ def environment(tmp_path):
 
 
 def test_the_refusal_of_another_environment_is_told(bench, environment, tmp_path):
-    write_recipe(tmp_path, "old.yaml", stages={"denoising": {"offload": "layerwise"}})
+    write_recipe(tmp_path, "old.yaml", serve={"port": 8000})
     answer = bench(*SHAPES, "--arm", f"old=old.yaml@{environment}", base=AROUND)
-    assert answer.code == 2 and "offload=layerwise: not available yet; use auto or none" in answer.err
+    assert answer.code == 2 and "serve.port=8000: not available yet" in answer.err
 
 
 def test_an_environment_without_difftool_cannot_take_part(bench, tmp_path):

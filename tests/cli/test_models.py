@@ -146,7 +146,7 @@ def test_features_follow_what_this_version_applies(monkeypatch):
     monkeypatch.setattr(availability, "AVAILABLE", {**availability.AVAILABLE, key: None})
     found = models.features(("dp", "tp"), native=True)
     assert (found[key], found["model.lora"], found["parallel.tp"]) == (None, None, None)
-    assert "stages.denoising.offload" not in found  # only its off values take effect
+    assert "serve.port" not in found  # nothing of it takes effect
 
 
 def test_an_unknown_name_gets_the_nearest(difftool):

@@ -159,11 +159,6 @@ def test_given_sigmas_set_the_number_of_steps():
 
 
 NOT_YET = [
-    ({"memory": {"budget": "24GiB"}}, "memory.budget=24GiB: not available yet"),
-    (
-        {"stages": {"text_encoding": {"offload": "after_use"}}},
-        "stages.text_encoding.offload=after_use: not available yet; use auto or none",
-    ),
     ({"serve": {"port": 8000}}, "serve.port=8000: not available yet"),
     (
         {"sweep": {"matrix": {"sampling.seed": [1, 2]}}},

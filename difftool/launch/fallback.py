@@ -1,0 +1,68 @@
+"""`launch.on_oom: fallback`: a run that has no memory left goes on with more of its weights away.
+
+Only what changes no output is tried, in the order of the ladder of `memory.budget`, and never in the place of what the
+recipe asks for by name. The run is taken up as with `--resume`: what is made stays.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from difftool.errors import OutOfMemoryError
+from difftool.launch.failure import WorkerReport
+from difftool.launch.resume import take_up
+from difftool.launch.supervise import RunResult
+from difftool.planning.budget import fixed, further
+from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.plan import Choice, Plan
+from difftool.recipe.load import load_recipe
+from difftool.recipe.overrides import Override
+
+WHO = "launch.on_oom"
+
+
+def run_to_the_end(
+    plan: Plan, records: Path, run: Callable[[Plan, Path], RunResult], *, told: Callable[[str], None]
+) -> RunResult:
+    """`run`, again where memory ran out and the plan asks for it; `told` hears what is done about it.
+
+    Raises what `run` raises: OutOfMemoryError once nothing is left to send away.
+    """
+    while True:
+        try:
+            return run(plan, records)
+        except OutOfMemoryError as error:
+            more = next_plan(plan, error) if plan.on_oom == "fallback" else None
+            if more is None:
+                raise
+            names = ", ".join(choice.key + "=" + choice.value for choice in more.choices if _is_ours(choice))
+            told(f"{error.message.splitlines()[0]}; goes on with {names}")
+            plan = more
+            take_up(plan, records)
+
+
+def next_plan(plan: Plan, error: OutOfMemoryError) -> Plan | None:
+    """The same items with the next rung of the ladder; None where there is none."""
+    modes = fixed({role: stage["offload"] for role, stage in plan.stages.items()})
+    free = {role: mode for role, mode in modes.items() if mode["name"] == "auto" or _came_from_us(plan, role)}
+    cause = error.__cause__
+    steps = further(free, cause.event.stage if isinstance(cause, WorkerReport) else None)
+    if steps is None:
+        return None
+    changes = [Override(f"stages.{role}.offload", name, WHO) for role, name in steps.items()]
+    again = make_plan(load_recipe(plan.recipe, changes), run=RunOptions(output_dir=plan.output.dir, recorded=plan))
+    kept = {choice.key: choice for choice in plan.choices if _is_ours(choice)}
+    for role, name in steps.items():
+        key = f"stages.{role}.offload"
+        kept[key] = Choice(key=key, value=name, reason=f"{WHO}: {error.message.splitlines()[0]}")
+    others = [choice for choice in again.choices if choice.key not in kept]
+    origins = {**plan.provenance, **dict.fromkeys(kept, WHO)}
+    made = {key: getattr(again, key) for key in ("stages", "recipe", "recipe_sha256", "budget", "puts_encoders_off")}
+    return plan.model_copy(update={**made, "provenance": origins, "choices": (*others, *kept.values())})
+
+
+def _came_from_us(plan: Plan, role: str) -> bool:
+    return any(choice.key == f"stages.{role}.offload" and _is_ours(choice) for choice in plan.choices)
+
+
+def _is_ours(choice: Choice) -> bool:
+    return choice.reason.startswith(f"{WHO}: ")

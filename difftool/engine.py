@@ -150,6 +150,8 @@ def _another_failed(error: BaseException, world: World) -> bool:
 def _load(plan: Plan, platform: Platform, notify: Progress, recording: Recording, mesh: Mesh) -> Assembled:
     notify("load_started")
     start = time.perf_counter()
+    if plan.budget is not None:
+        platform.limit_memory(plan.budget.bytes)
     with memory_told(plan, platform, notify):
         assembled = assemble(plan, platform, notify, mesh)
     platform.synchronize()

@@ -67,7 +67,7 @@ def apply(
             if not isinstance(module, nn.Module):
                 continue
             blocks = _blocks(module, lists if role == "denoising" else ())
-            _keep(module.buffers(recurse=False), seen, platform)  # statistics, which other stages read
+            _keep(module.buffers(), seen, platform)  # small tables, which are read beside the module's own calls
             if mode["name"] == "layerwise":
                 homes[name], kept = _stream(module, blocks, mode, seen, store, platform, f"stages.{role}.offload")
             else:

@@ -59,7 +59,8 @@ def further(now: Modes, stage: str | None) -> Mapping[str, str] | None:
     for rung in RUNGS:
         moved = {role: name for role, name in rung.items() if role in now and _is_further(name, now[role]["name"])}
         steps |= moved
-        if any(role != stage or name == "layerwise" for role, name in moved.items()):
+        # an image encoder goes along: most models have none
+        if any(role != stage or name == "layerwise" for role, name in moved.items() if role != "image_encoding"):
             return steps
     return None
 

@@ -6,18 +6,20 @@ from typing import Any
 from difftool.errors import Problem
 from difftool.planning.budget import Modes, choose, fixed, shortfall
 from difftool.planning.checkpoint import Checkpoint, checkpoint_folder
+from difftool.planning.links import RATES, WITHIN
 from difftool.planning.memory import ELEMENT, precision_of, role_of
-from difftool.planning.plan import BudgetPlan, Choice, Holding, Item, Prediction
+from difftool.planning.plan import BudgetPlan, Choice, Degrees, Holding, Item, Prediction, Streaming
 from difftool.planning.prediction import anatomy_of, predict
 from difftool.planning.sizes import shown
 from difftool.planning.stored import stored_blocks
 from difftool.recipe.fields import parse_bytes
 
 KEY = "memory.budget"
+LINK = "PCIe"  # between the host's memory and the device's
 
 
 def plan_budget(
-    checkpoint: Checkpoint, degrees: Any, items: Sequence[Item], recipe: Mapping[str, Any]
+    checkpoint: Checkpoint, degrees: Degrees, items: Sequence[Item], recipe: Mapping[str, Any]
 ) -> BudgetPlan | list[Problem] | None:
     """Of the item that needs most; None without a budget, problems where the sizes are not known."""
     size = recipe["memory"]["budget"]
@@ -59,6 +61,32 @@ def budget_choices(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> tupl
         Choice(key=f"stages.{role}.offload", value=_shown(chosen[role]), reason=reason)
         for role, mode in asked.items()
         if mode["name"] == "auto" and role in roles
+    )
+
+
+def streaming(
+    prediction: Prediction,
+    checkpoint: Checkpoint,
+    degrees: Degrees,
+    values: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    budget: BudgetPlan | None,
+) -> Streaming | None:
+    """What comes for a step of a denoiser whose blocks are streamed; None where none are, and on a CPU."""
+    asked = _asked(recipe)
+    mode = ((choose(budget, asked, {}) if budget is not None else None) or asked)["denoising"]
+    if mode["name"] != "layerwise" or recipe["launch"]["device"] == "cpu":
+        return None
+    weight = prediction.ranks[0].weights["transformer"] or 0
+    held = _holding("transformer", weight, checkpoint, prediction, values, recipe)
+    moving = max(0, held.blocks - (mode.get("resident_blocks") or 0))
+    size = prediction.forwards * (held.bytes - held.outside) * moving // max(1, held.blocks)
+    work = prediction.flops / (degrees.num_gpus // degrees.dp)
+    return Streaming(
+        bytes=size,
+        link=LINK,
+        coming_s=size / WITHIN[LINK].bandwidth,
+        computing_s=work / RATES[prediction.precision],
     )
 
 

@@ -19,7 +19,7 @@ from difftool.planning.components import base_of, replace_components
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
 from difftool.planning.foreign import check_foreign
-from difftool.planning.holdings import budget_choices, plan_budget, unfit
+from difftool.planning.holdings import budget_choices, plan_budget, streaming, unfit
 from difftool.planning.items import Items, draw, draw_seeds, make_items
 from difftool.planning.loras import lora_content, named, plan_loras
 from difftool.planning.nodes import check_launch, plan_nodes
@@ -34,6 +34,7 @@ from difftool.planning.plan import (
     LoraPlan,
     OutputPlan,
     Plan,
+    Prediction,
     ProfilePlan,
     QualityPlan,
 )
@@ -127,8 +128,21 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded), budget)
     quality = _quality(loaded, plan)
     refused = (*(str(problem) for problem in _located(missing, loaded).problems), *filter(None, [why]))
-    prediction = predict(checkpoint, degrees, _first(items), resolved) if run.preview else None
+    prediction = _prediction(checkpoint, degrees, _first(items), resolved, budget) if run.preview else None
     return plan.model_copy(update={"refused": refused, "prediction": prediction, "quality": quality})
+
+
+def _prediction(
+    checkpoint: Checkpoint,
+    degrees: Degrees,
+    values: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    budget: BudgetPlan | None,
+) -> Prediction | None:
+    found = predict(checkpoint, degrees, values, resolved)
+    if found is None:
+        return None
+    return found.model_copy(update={"streaming": streaming(found, checkpoint, degrees, values, resolved, budget)})
 
 
 def _quality(loaded: Loaded, plan: Plan) -> QualityPlan:

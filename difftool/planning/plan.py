@@ -205,8 +205,19 @@ class BudgetPlan(Frozen):
     activations: int
 
 
+class Streaming(Frozen):
+    """Blocks of the denoiser that come for every step: their bytes, how long they take over the `link`, and how long a
+    rank computes meanwhile. A prediction.
+    """
+
+    bytes: int
+    link: str
+    coming_s: float
+    computing_s: float
+
+
 class Prediction(Frozen):
-    """What the first item costs. `tokens` are those of the denoiser's streams; not `exact`: the text's length depends
+    """What the first item costs. `forwards` are those of a rank in the first step. `tokens` are those of the denoiser's streams; not `exact`: the text's length depends
     on the prompt, and this is the longest. `flops` are those of the first step, `lines` the ranks that speak together.
     """
 
@@ -216,8 +227,10 @@ class Prediction(Frozen):
     exact: bool
     flops: int
     lines: Mapping[str, tuple[tuple[int, ...], ...]]
+    forwards: int = 1
     ranks: tuple[RankPrediction, ...]
     scaling: tuple[Scaling, ...]
+    streaming: Streaming | None = None
 
 
 class Choice(Frozen):

@@ -18,6 +18,7 @@ from difftool.planning.communication import (
     joins_branches,
     lines_of,
     place_of,
+    rounds,
     step_traffic,
 )
 from difftool.planning.memory import ELEMENT, activation_bytes, denoiser_bytes, other_bytes, precision_of
@@ -86,6 +87,7 @@ def _predict(
         exact=cost.exact,
         flops=sum(call.samples * call.anatomy.flops() for call in alone if 0 in call.active),
         lines=lines_of(degrees),
+        forwards=len(list(rounds(calls, 0, degrees.cfg))),
         ranks=ranks,
         scaling=()
         if launch["device"] == "cpu"

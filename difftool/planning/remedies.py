@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from difftool.planning.conflicts import ROLES
 from difftool.planning.plan import Item, Plan
 from difftool.planning.tree import word_of
 
@@ -25,6 +26,16 @@ class Remedy:
 
 
 REMEDIES = (
+    Remedy(
+        (LOAD, *ROLES),
+        lambda plan, device: _native(plan) and any(_stays(plan, role) for role in ROLES),
+        "--enable-cpu-offload, which sends the weights of every stage away while others run",
+    ),
+    Remedy(
+        WEIGHTS,
+        lambda plan, device: _native(plan) and plan.degrees.sharing == 1 and _offload(plan, "denoising") != "layerwise",
+        "--enable-layerwise-offload, which streams the transformer block by block",
+    ),
     Remedy(
         WEIGHTS,
         lambda plan, device: device == "cuda" and plan.degrees.sharing == plan.degrees.tp == 1 and _native(plan),
@@ -62,6 +73,16 @@ def _smaller(item: Item) -> str:
     size = f"less than {values.get('width')} x {values.get('height')} pixels"
     frames = values.get("num_frames") or 1
     return f"ask for {size}" + (f" or {frames} frames" if frames > 1 else "")
+
+
+def _offload(plan: Plan, role: str) -> str:
+    return str(word_of(plan.stages[role]["offload"]))
+
+
+def _stays(plan: Plan, role: str) -> bool:
+    """Whether the weights of a stage are on the device all the time, and could be away."""
+    dealt = plan.degrees.sharing > 1 if role == "denoising" else role == "text_encoding" and plan.stages[role]["tp"] > 1
+    return not dealt and _offload(plan, role) in ("auto", "none")
 
 
 def _native(plan: Plan) -> bool:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from difftool.planning.links import RATES
-from difftool.planning.plan import Plan, Prediction, RankPrediction
+from difftool.planning.links import RATES, WITHIN
+from difftool.planning.plan import Plan, Prediction, RankPrediction, Streaming
 from difftool.planning.sizes import shown
 
 MB = 1e6
@@ -14,7 +14,8 @@ def render_cost(plan: Plan) -> list[list[str]]:
     found = plan.prediction
     if found is None:
         return []
-    return [_mesh(found), _memory(found), _communication(found, plan.degrees.dp), _scaling(found)]
+    communication = _communication(found, plan.degrees.dp)
+    return [_mesh(found), _memory(found), _streaming(found.streaming), communication, _scaling(found)]
 
 
 def _mesh(found: Prediction) -> list[str]:
@@ -38,6 +39,19 @@ def _holdings(rank: RankPrediction) -> list[str]:
     total = _size(sum(size or 0 for size in rank.weights.values()))
     activations = _size(rank.activations)
     return [f"weights {total}: {each}", f"activations of the denoiser about {activations}, an estimate"]
+
+
+def _streaming(found: Streaming | None) -> list[str]:
+    if found is None:
+        return []
+    rate = WITHIN[found.link].bandwidth / 1e9
+    hidden = min(1.0, found.computing_s / found.coming_s) if found.coming_s else 1.0
+    told = "all of it is hidden" if hidden == 1.0 else f"{100 * hidden:.0f} % of it is hidden"
+    return [
+        f"streamed blocks of the denoiser, assuming {rate:g} GB/s over {found.link} from pinned memory",
+        f"  {'a step':<12} {shown(found.bytes)} come in {1e3 * found.coming_s:,.3f} ms, while a rank computes "
+        f"{1e3 * found.computing_s:,.3f} ms: {told}",
+    ]
 
 
 def _communication(found: Prediction, replicas: int) -> list[str]:

@@ -5,8 +5,9 @@ import math
 import re
 import struct
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 BLOCK = re.compile(r"(?P<list>\D+)\.(?P<index>\d+)\.")  # the outermost list that a tensor is in
 MAX_HEADER = 100 * 1024 * 1024
@@ -24,7 +25,8 @@ def stored_numbers(path: Path) -> int | None:
     return sum(counts) if counts else None
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True)
+class Blocks:
     """How many there are, and how many numbers they and the largest of them hold."""
 
     count: int

@@ -39,6 +39,9 @@ class Platform(Protocol):
     def reset_peak_memory(self) -> None:
         """Starts a new peak of `memory`."""
 
+    def limit_memory(self, size: int) -> None:
+        """Lets this process take no more bytes of the device than that. Raises PlanError where it has fewer."""
+
     def free_memory(self) -> None:
         """Gives back what nothing uses any more."""
 
@@ -50,6 +53,14 @@ class Platform(Protocol):
 
     def vendor_id(self) -> str | None:
         """The name by which nvidia-smi knows the device; None for another vendor's."""
+
+
+def check_limit(size: int, total: int) -> None:
+    """Raises PlanError for a budget beyond what the device has."""
+    if size > total:
+        gib = 2**30
+        message = f"memory.budget={size / gib:.2f} GiB, and the device has {total / gib:.2f} GiB"
+        raise PlanError(message, hint="use a budget that the device has, or none")
 
 
 def current(name: str) -> Platform:

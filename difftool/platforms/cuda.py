@@ -8,6 +8,7 @@ import torch
 
 from difftool.errors import PlanError
 from difftool.platforms import host, nvidia_smi
+from difftool.platforms.base import check_limit
 
 
 class CudaPlatform:
@@ -49,6 +50,11 @@ class CudaPlatform:
     def reset_peak_memory(self) -> None:
         torch.cuda.reset_peak_memory_stats(self.device)
         host.reset_peak_memory()
+
+    def limit_memory(self, size: int) -> None:
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        check_limit(size, total)
+        torch.cuda.set_per_process_memory_fraction(size / total, self.device)
 
     def free_memory(self) -> None:
         gc.collect()

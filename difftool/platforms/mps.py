@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from difftool.platforms import host
+from difftool.platforms.base import check_limit
 
 
 class MpsPlatform:
@@ -39,6 +40,11 @@ class MpsPlatform:
 
     def reset_peak_memory(self) -> None:
         host.reset_peak_memory()
+
+    def limit_memory(self, size: int) -> None:
+        total = torch.mps.recommended_max_memory()
+        check_limit(size, total)
+        torch.mps.set_per_process_memory_fraction(size / total)
 
     def free_memory(self) -> None:
         gc.collect()

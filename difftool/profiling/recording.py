@@ -191,7 +191,11 @@ def build_dump(recording: Recording) -> PerfDump:
         profile=recording.profile,
         quality=build_quality(recording.outputs, plan.quality.tier, plan.quality.reference),
         warnings=find_warnings(
-            samples, spare_cpus=_spare_cpus(recording), rank_skew_pct=skew, late_compile_ms=recording.late_compile_ms
+            samples,
+            spare_cpus=_spare_cpus(recording),
+            rank_skew_pct=skew,
+            late_compile_ms=recording.late_compile_ms,
+            budget=plan.budget.bytes if plan.budget is not None else None,
         ),
         error=error,
         failed_items=recording.failed_items,

@@ -12,12 +12,17 @@ SKEW_LIMIT_PCT = 10.0
 
 
 def find_warnings(
-    samples: Sequence[Sample], *, spare_cpus: int, rank_skew_pct: float | None, late_compile_ms: float = 0.0
+    samples: Sequence[Sample],
+    *,
+    spare_cpus: int,
+    rank_skew_pct: float | None,
+    late_compile_ms: float = 0.0,
+    budget: int | None = None,
 ) -> list[Warn]:
-    """W-ACCOUNTING, W-THROTTLE, W-NOISY-NEIGHBOUR, W-RANK-SKEW and W-COMPILE, where they hold.
+    """W-ACCOUNTING, W-THROTTLE, W-NOISY-NEIGHBOUR, W-RANK-SKEW, W-COMPILE and W-BUDGET, where they hold.
 
     `spare_cpus` are the processors of the machine that the run does not need; `late_compile_ms` is what torch.compile
-    took of the samples.
+    took of the samples; `budget` are the bytes that were planned with.
     """
     return [
         *_accounting(samples),
@@ -25,6 +30,7 @@ def find_warnings(
         *_neighbours(samples, spare_cpus),
         *_skew(rank_skew_pct),
         *_compile(late_compile_ms),
+        *_budget(samples, budget),
     ]
 
 
@@ -74,3 +80,12 @@ def _compile(late_ms: float) -> list[Warn]:
         return []
     message = f"torch.compile took {late_ms / 1e3:.1f} s of the samples: items of unlike sizes are compiled for anew"
     return [Warn(code="W-COMPILE", message=message)]
+
+
+def _budget(samples: Sequence[Sample], budget: int | None) -> list[Warn]:
+    """Memory beyond what was planned for: of a CPU with the libraries, which no budget counts."""
+    peak = max((sample.peak_memory_mb for sample in samples), default=0.0)
+    if budget is None or peak * 2**20 <= budget:
+        return []
+    message = f"{peak:,.0f} MiB were held at most, and memory.budget is {budget / 2**20:,.0f} MiB"
+    return [Warn(code="W-BUDGET", message=message)]

@@ -48,7 +48,8 @@ def test_a_card_is_told_with_what_it_holds_and_what_was_asked_for():
         "NVIDIA H100 ran out of memory: 71.0 GiB of 80.0 GiB held, at most 79.0 GiB, and 2.0 GiB more were asked for"
     )
     assert error.hint == (
-        "--vae-tiling, which decodes in tiles and blends them; or ask for less than 1024 x 1024 pixels"
+        "--enable-cpu-offload, which sends the weights of every stage away while others run; or --vae-tiling, which "
+        "decodes in tiles and blends them; or ask for less than 1024 x 1024 pixels"
     )
     assert error.exit_code == 5
 
@@ -74,14 +75,22 @@ def test_other_errors_are_left_as_they_are():
         raise RuntimeError("shapes")
 
 
+AWAY, STREAM, SHARED = "--enable-cpu-offload", "--enable-layerwise-offload", "--num-gpus N --use-hsdp"
+INT8 = "--set stages.denoising.quantization=int8"
+EVERY = {role: {"offload": "after_use"} for role in ("text_encoding", "image_encoding", "denoising", "decoding")}
 CASES = [
-    (DEV, {}, "load", "cuda", ["--num-gpus N --use-hsdp", "--set stages.denoising.quantization=int8"]),
-    (DEV, {"parallel": {"num_gpus": 2, "hsdp": "all"}}, "load", "cuda", ["--set stages.denoising.quantization=int8"]),
-    (DEV, {"stages": {"denoising": {"quantization": "fp8"}}}, "denoising", "cuda", ["--num-gpus N --use-hsdp"]),
-    (DEV, {"stages": {"text_encoding": {"precision": "fp32"}}}, "text_encoding", "cuda", ["--text-encoder-precisions"]),
-    (DEV, {"stages": {"decoding": {"tiling": "on"}}}, "decoding", "cuda", []),
-    (SHAPES, {}, "denoising", "cpu", ["--dit-precision bf16", "--set stages.denoising.quantization=int8"]),
-    (SHAPES, {"stages": {"decoding": {"precision": "bf16"}}}, "decoding", "cpu", ["--vae-tiling"]),
+    (DEV, {}, "load", "cuda", [AWAY, STREAM, SHARED, INT8]),
+    (DEV, {"parallel": {"num_gpus": 2, "hsdp": "all"}}, "load", "cuda", [AWAY, INT8]),
+    (DEV, {"stages": EVERY}, "denoising", "cuda", [STREAM, SHARED, INT8]),
+    (DEV, {"stages": {**EVERY, "denoising": {"offload": "layerwise"}}}, "denoising", "cuda", [SHARED, INT8]),
+    (DEV, {"stages": {"denoising": {"quantization": "fp8"}}}, "denoising", "cuda", [AWAY, STREAM, SHARED]),
+    (
+        *(DEV, {"stages": {"text_encoding": {"precision": "fp32"}}}, "text_encoding", "cuda"),
+        [AWAY, "--text-encoder-precisions"],
+    ),
+    (DEV, {"stages": {**EVERY, "decoding": {"offload": "after_use", "tiling": "on"}}}, "decoding", "cuda", []),
+    (SHAPES, {}, "denoising", "cpu", [AWAY, STREAM, "--dit-precision bf16", INT8]),
+    (SHAPES, {"stages": {"decoding": {"precision": "bf16"}}}, "decoding", "cpu", [AWAY, "--vae-tiling"]),
 ]
 
 

@@ -53,6 +53,15 @@ def test_samples_that_waited_for_a_compiler_are_told():
     ]
 
 
+def test_memory_beyond_the_budget_is_told():
+    found = samples(None)
+    held = int(max(sample.peak_memory_mb for sample in found) * 2**20)
+    asked = {"spare_cpus": 0, "rank_skew_pct": None}
+    assert told(find_warnings(found, **asked, budget=held)) == []
+    (said,) = told(find_warnings(found, **asked, budget=held - 1))
+    assert said.startswith("W-BUDGET: ") and "MiB were held at most, and memory.budget is" in said
+
+
 def test_ranks_that_differ_are_told():
     assert find(samples(None), rank_skew_pct=10.1) == [
         "W-RANK-SKEW: the slowest rank denoised 10.1 % longer than the fastest"

@@ -128,13 +128,18 @@ def describe(
         num_frames=family.num_frames if pipeline.makes == "video" else None,
         images=pipeline.image_counts(configs),
         extra=(*family.extra, *pipeline.extra),
-        features=features(family.axes, native=family.name != FOREIGN),
+        features=features(
+            family.axes,
+            native=family.name != FOREIGN,
+            sees=any(part.startswith("image_encoder") for part in (*pipeline.components, *pipeline.optional)),
+        ),
     )
 
 
-def features(axes: Sequence[str], *, native: bool) -> dict[str, list[str] | None]:
+def features(axes: Sequence[str], *, native: bool, sees: bool = False) -> dict[str, list[str] | None]:
     """Recipe keys of accelerations with the values that take effect here, without those that only say off. Of the
-    parallel ones those of the `axes`. A pipeline that is not native keeps its own components, each whole.
+    parallel ones those of the `axes`. A pipeline that is not native keeps its own components, each whole and
+    on the device; one that `sees` has an image encoder.
     """
     from difftool.planning.availability import ANY, AVAILABLE, OFF
 
@@ -142,7 +147,8 @@ def features(axes: Sequence[str], *, native: bool) -> dict[str, list[str] | None
     for key, values in AVAILABLE.items():
         if not any(key == section or key.startswith(f"{section}.") for section in ACCELERATING):
             continue
-        if key in ("model.components", "stages.text_encoding.tp") and not native:
+        whole = key in ("model.components", "stages.text_encoding.tp", "memory.budget") or key.endswith(".offload")
+        if (whole and not native) or (key.startswith("stages.image_encoding.") and not sees):
             continue
         if key == "parallel":
             found |= {f"parallel.{axis}": None for axis in axes}

@@ -61,7 +61,7 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "launch.threads": ANY,
     "launch.pin_memory": ANY,
     "launch.on_oom": ANY,
-    "memory": ANY,  # checked by plan_budget
+    "memory.budget": ANY,  # checked by plan_budget
     "output": ANY,  # its format is checked against what the family makes
     "perf": ANY,
     "quality": ANY,  # its reference is checked by plan_quality

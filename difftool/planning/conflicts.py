@@ -13,11 +13,14 @@ ROLES = ("text_encoding", "image_encoding", "denoising", "decoding")
 
 @dataclass(frozen=True)
 class Situation:
-    """What a conflict is judged by: the recipe, the solved degrees, and whose pipeline runs: native or diffusers."""
+    """What a conflict is judged by: the recipe, the solved degrees, and whose pipeline runs: native, with these
+    components, or diffusers.
+    """
 
     recipe: Mapping[str, Any]
     degrees: Degrees
     backend: str = "native"
+    components: tuple[str, ...] = ()
 
     @property
     def replica(self) -> int:
@@ -108,6 +111,15 @@ CONFLICTS = (
             f"{key}: a pipeline that diffusers runs by itself keeps its weights on the device; leave it out",
         )
         for key in (*(f"stages.{role}.offload" for role in ROLES), "memory.budget")
+    ),
+    Conflict(
+        "stages.image_encoding.precision",
+        lambda s: (
+            s.get("stages.image_encoding.precision") != "auto"
+            and s.backend == "native"
+            and not any(name.startswith("image_encoder") for name in s.components)
+        ),
+        "stages.image_encoding.precision={value}: this model has no image encoder; leave it out",
     ),
     Conflict(
         "stages.denoising.offload",

@@ -104,7 +104,8 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems, loras = [*problems, *error.problems], ()
     degrees = _degrees(recipe["parallel"], checkpoint, items.shared.values)
     if isinstance(degrees, Degrees):
-        problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend))
+        components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
+        problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend, components))
         problems += check_attention(recipe["stages"]["denoising"]["attention"], checkpoint, degrees)
         problems += check_cache(recipe["cache"], checkpoint, degrees, items.items)
         problems += check_sharing(degrees, items.items, checkpoint.family)

@@ -14,14 +14,14 @@ from difftool.recipe.load import load_recipe
 
 LIST = (
     "MODEL                             FAMILY  TASK  SIZE       STEPS"
-    "  LORA  COMPONENTS  PRECISION  COMPILE  QUANTIZATION  ATTENTION  TILING  SLICING  PARALLEL  DP   CFG  RING "
-    " ULYSSES  TP   CACHE\n"
+    "  LORA  COMPONENTS  PRECISION  OFFLOAD  COMPILE  QUANTIZATION  ATTENTION  TILING  SLICING  PARALLEL  DP   CFG  RING "
+    " ULYSSES  TP   CACHE  BUDGET\n"
     "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28   "
-    "  yes   yes         yes        yes      yes           yes        yes     yes      yes       yes  yes  yes "
-    "  yes      yes  yes\n"
+    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes  yes  yes "
+    "  yes      yes  yes    yes\n"
     "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4    "
-    "  yes   yes         yes        yes      yes           yes        yes     yes      yes       yes  yes  yes "
-    "  yes      yes  yes\n"
+    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes  yes  yes "
+    "  yes      yes  yes    yes\n"
 )
 PAGE = (
     "black-forest-labs/FLUX.1-dev\n"
@@ -43,6 +43,7 @@ PAGE = (
     "  model.lora                          every value\n"
     "  model.components                    every value\n"
     "  stages.text_encoding.precision      every value\n"
+    "  stages.text_encoding.offload        every value\n"
     "  stages.text_encoding.compile        every value\n"
     "  stages.text_encoding.quantization   every value\n"
     "  stages.denoising.precision          every value\n"
@@ -50,11 +51,13 @@ PAGE = (
     "  stages.denoising.attention          every value\n"
     "  stages.denoising.quantization       every value\n"
     "  stages.denoising.compile            every value\n"
+    "  stages.denoising.offload            every value\n"
     "  stages.decoding.precision           every value\n"
     "  stages.decoding.tiling              every value\n"
     "  stages.decoding.slicing             every value\n"
     "  stages.decoding.parallel            every value\n"
     "  stages.decoding.compile             every value\n"
+    "  stages.decoding.offload             every value\n"
     "  parallel.dp                         every value\n"
     "  parallel.cfg                        every value\n"
     "  parallel.ring                       every value\n"
@@ -62,6 +65,7 @@ PAGE = (
     "  parallel.tp                         every value\n"
     "  cache                               every value\n"
     "  stages.text_encoding.tp             every value\n"
+    "  memory.budget                       every value\n"
 )
 
 

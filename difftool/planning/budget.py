@@ -60,9 +60,14 @@ def further(now: Modes, stage: str | None) -> Mapping[str, str] | None:
         moved = {role: name for role, name in rung.items() if role in now and _is_further(name, now[role]["name"])}
         steps |= moved
         # an image encoder goes along: most models have none
-        if any(role != stage or name == "layerwise" for role, name in moved.items() if role != "image_encoding"):
+        if any(_helps(role, name, stage) for role, name in moved.items() if role != "image_encoding"):
             return steps
     return None
+
+
+def _helps(role: str, name: str, stage: str | None) -> bool:
+    """Whether a stage has more room for it: blocks are streamed in their own stage, and all else is away in others."""
+    return stage is None or (role == stage if name == "layerwise" else role != stage)
 
 
 def _is_further(name: str, now: str) -> bool:

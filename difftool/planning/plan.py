@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from difftool.planning.pictures import as_lists
 from difftool.report.perf import Tier
 
-NOT_EMBEDDED = ("launch", "output", "perf", "quality", "sweep", "serve")  # sections that cannot change an item
+NOT_EMBEDDED = ("launch", "memory", "output", "perf", "quality", "sweep", "serve")  # sections that cannot change an item
 GIF_MAX_FPS = 50  # a GIF counts hundredths of a second, and viewers slow anything shorter than two of them down
 
 
@@ -317,7 +317,7 @@ class Plan(Frozen):
         return asked or self.model.builtin and not any(hub)
 
     def item_recipe(self, item: Item) -> dict[str, Any]:
-        """The recipe that makes this one item again: without the sections that cannot change it.
+        """The recipe that makes this one item again: without what cannot change it, such as where weights wait.
 
         A local model, its code, LoRAs and condition pictures are named without their folders: absolute paths
         are nobody else's business. One item is made by one replica, however many there were.
@@ -347,4 +347,9 @@ class Plan(Frozen):
         replica: dict[str, int | str] = {"num_gpus": ranks, "dp": 1}
         if ranks % self.degrees.sharing:  # with other replicas, which made other items
             replica["hsdp"] = "all" if ranks > 1 else "none"
+        stages = {
+            role: {key: value for key, value in stage.items() if key != "offload"}
+            for role, stage in recipe.get("stages", {}).items()
+        }
+        recipe |= {"stages": stages}
         return {**recipe, "model": model, "sampling": sampling, "parallel": {**recipe.get("parallel", {}), **replica}}

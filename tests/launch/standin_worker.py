@@ -256,6 +256,27 @@ def crash_after_the_end(plan, records, send):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def need_streamed_blocks(plan, records, send):
+    """Memory lasts for the first item; for the second, only where the denoiser's blocks are streamed."""
+    asked = plan["stages"]["denoising"]["offload"]
+    if asked == "layerwise" or (isinstance(asked, dict) and asked["name"] == "layerwise"):
+        succeed(plan, records, send)
+        return
+    todo = json.loads((records / "todo.json").read_text())
+    if todo["tasks"][0]["make"]:
+        media = Path(plan["output"]["dir"], f"{plan['items'][0]['id']}.png")
+        media.write_bytes(b"the first one")
+        begin(plan, send)
+        sha256 = hashlib.sha256(b"the first one").hexdigest()
+        send("output", item=0, path=str(media.absolute()), sha256=sha256, size=13)
+        send("item_finished", item=0, total_ms=50.0)
+    begin(plan, send, 1)
+    send("stage_started", item=1, stage="denoising")
+    place = {"stage": "denoising", "item": 1, "item_id": plan["items"][1]["id"]}
+    send("error", kind="OutOfMemoryError", exit_code=5, message="a card ran out of memory", hint="less", **place)
+    sys.exit(5)
+
+
 def print_environment(plan, records, send):
     print(json.dumps(dict(os.environ)))
     print("stdin:", repr(sys.stdin.read()), file=sys.stderr)
@@ -281,6 +302,7 @@ BEHAVIOURS = {
     "weights": report("WeightsError", 4, "transformer.safetensors ends early", "fetch it again"),
     "recipe": report("RecipeError", 2, "the checkpoint has no negative branch"),
     "memory": report("MemoryError", 5, "MemoryError", "use a smaller size"),
+    "need-streamed-blocks": need_streamed_blocks,
     "bug": report("KeyError", 1, "'rope'", traceback=TRACEBACK),
     "exit-3": leave_with_3,
     "exit-0": leave_early,

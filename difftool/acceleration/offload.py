@@ -62,7 +62,7 @@ def apply(
     seen = _staying(components, leaving(applied, roles))
     for role, mode in applied.detail.items():
         assert isinstance(mode, Mapping), mode
-        for name in roles[role]:
+        for name in roles.get(role, ()):
             module = getattr(components, name, None)
             if not isinstance(module, nn.Module):
                 continue

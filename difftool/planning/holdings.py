@@ -39,7 +39,8 @@ def plan_budget(
         _holding(name, weight or 0, checkpoint, largest, items[0].sampling, recipe)
         for name, weight in rank.weights.items()
     )
-    return BudgetPlan(bytes=parse_bytes(size), holdings=holdings, activations=max(each.activations for each in largest.ranks))
+    activations = max(each.activations for each in largest.ranks)
+    return BudgetPlan(bytes=parse_bytes(size), holdings=holdings, activations=activations)
 
 
 def unfit(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> str | None:

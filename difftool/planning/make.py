@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,15 @@ from difftool.planning.holdings import budget_choices, plan_budget, streaming, u
 from difftool.planning.items import Items, draw, draw_seeds, make_items
 from difftool.planning.loras import lora_content, named, plan_loras
 from difftool.planning.nodes import check_launch, plan_nodes
+from difftool.planning.outputs import RunOptions, format_problems, name_problems, plan_output
 from difftool.planning.packages import check_packages
 from difftool.planning.pictures import by_content, digests
 from difftool.planning.plan import (
-    GIF_MAX_FPS,
     BudgetPlan,
     Choice,
     Degrees,
     Item,
     LoraPlan,
-    OutputPlan,
     Plan,
     Prediction,
     ProfilePlan,
@@ -49,33 +48,7 @@ from difftool.recipe.stages import TextEncoding
 UNHASHED = ("schema", "name", "extends", "launch", "output", "serve", "perf")  # cannot change a picture
 WORKLOAD = ("model", "sampling")
 MAX_AUTO_THREADS = 4  # the same on one rank and many, and on most machines: CPU bytes depend on it
-SUFFIXES = {f".{kind}": kind for kind in ("png", "jpg", "webp", "mp4", "gif", "wav", "npz")} | {".jpeg": "jpg"}
-FORMATS: Mapping[str, tuple[str, ...]] = {  # of what a pipeline makes; the first is what `auto` means
-    "image": ("png", "jpg", "webp", "npz"),
-    "video": ("mp4", "gif", "npz"),
-    "audio": ("wav", "npz"),
-}
-PLURALS = {"image": "single pictures", "video": "videos", "audio": "sound"}
 PRECISION = "fp32 on a CPU, bf16 on CUDA and MPS"
-WITH_QUALITY = ("jpg", "webp", "mp4")  # formats that lose something
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line decides besides the recipe: `-o FILE` or `-o FOLDER/`, whether to write media, and whether
-    to go on after an item has failed. `recorded` is the plan of the run that is taken up: its drawn seeds are kept.
-    A `preview` is a plan to be looked at, which need not be able to run. `profile`: what a profiler is to record.
-    """
-
-    output_file: Path | None = None
-    output_dir: str | None = None
-    save_output: bool = True
-    return_frames: bool = False
-    keep_going: bool = False
-    recorded: Plan | None = None
-    preview: bool = False
-    profile: ProfilePlan | None = None
-
 
 def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     """The complete plan. Raises RecipeError with every problem, WeightsError for a model folder that is not one, and
@@ -116,7 +89,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems += degrees
     problems += quality_problems(recipe["quality"], checkpoint.pipeline.makes)
     problems += _profile_problems(run.profile, items.items)
-    problems += _name_problems(recipe["output"]) + _format_problems(recipe["output"], run, checkpoint, items.items)
+    problems += name_problems(recipe["output"]) + format_problems(recipe["output"], run, checkpoint, items.items)
     if problems or (missing and not run.preview) or not isinstance(degrees, Degrees):
         raise _located([*problems, *missing], loaded)
     check_packages(checkpoint)
@@ -192,49 +165,12 @@ def _degrees(parallel: Mapping[str, Any], checkpoint: Checkpoint, values: Mappin
     return solve(Asked(**parallel, heads=checkpoint.heads, branches=facts.branches(values), axes=facts.axes))
 
 
-def _format(output: Mapping[str, Any], run: RunOptions, made: str) -> str | None:
-    """The format that `-o` or the recipe asks for, or that `auto` means; None for a suffix nobody knows."""
-    if run.output_file is not None:
-        return SUFFIXES.get(run.output_file.suffix.lower())
-    kind: str = output["format"]
-    return FORMATS[made][0] if kind == "auto" else kind
-
-
-def _format_problems(
-    output: Mapping[str, Any], run: RunOptions, checkpoint: Checkpoint, items: Sequence[Item]
-) -> list[Problem]:
-    made = checkpoint.pipeline.makes
-    kind = _format(output, run, made)
-    if kind not in FORMATS[made]:
-        valid = f"{', '.join(FORMATS[made][:-1])} or {FORMATS[made][-1]}"
-        asked = f"-o {run.output_file}" if run.output_file is not None else f"output.format={kind}"
-        return [Problem("output.format", f"{asked}: {checkpoint.family.title} makes {PLURALS[made]}; use {valid}")]
-    found = []
-    if output["quality"] is not None and kind not in WITH_QUALITY:
-        found.append(Problem("output.quality", f"output.quality: {kind} has none; it is for {', '.join(WITH_QUALITY)}"))
-    if kind == "gif" and any(item.sampling.get("fps", 0) > GIF_MAX_FPS for item in items):
-        found.append(Problem("sampling.fps", f"sampling.fps: a gif shows {GIF_MAX_FPS} frames a second at most"))
-    return found
-
-
 def _profile_problems(profile: ProfilePlan | None, items: Sequence[Item]) -> list[Problem]:
     """Of the first step nothing is recorded, unless every stage is."""
     if profile is None or profile.all_stages or all(item.sampling["num_inference_steps"] > 1 for item in items):
         return []
     key = "sampling.num_inference_steps"
     return [Problem(key, f"{key}=1 leaves no step to record after the one to warm up; use --profile-all-stages")]
-
-
-def _name_problems(output: Mapping[str, Any]) -> list[Problem]:
-    fields = ("name", "model", "id", "index", "output", "seed", "prompt", "date", "run_id")
-    try:
-        name = output["name"].format(**dict.fromkeys(fields, 0))
-    except (KeyError, IndexError, ValueError) as error:
-        message = f"output.name: {output['name']!r} has an unknown placeholder ({error}); known: {', '.join(fields)}"
-        return [Problem("output.name", message)]
-    if name.startswith(("/", "~")) or ".." in Path(name).parts:
-        return [Problem("output.name", f"output.name: {output['name']!r} leaves output.dir")]
-    return []
 
 
 def _located(problems: Sequence[Problem], loaded: Loaded) -> RecipeError:
@@ -314,7 +250,7 @@ def _plan(
         stages=resolved["stages"],
         items=items.items,
         pictures=pictures,
-        output=_output(resolved["output"], run, checkpoint.pipeline.makes),
+        output=plan_output(resolved["output"], run, checkpoint.pipeline.makes),
         profile=run.profile,
         keep_going=run.keep_going,
         warmup=perf["warmup"],
@@ -357,29 +293,6 @@ def _threads(asked: int | str, checkpoint: Checkpoint) -> int:
         return checkpoint.threads
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_AUTO_THREADS, usable)
-
-
-def output_folder(folder: str, run: RunOptions) -> str:
-    """Where media go: `output.dir`, unless `-o` says otherwise."""
-    if run.output_file is not None:
-        folder = str(run.output_file.parent)
-    return os.path.abspath(os.path.expanduser(run.output_dir or folder))
-
-
-def _output(output: Mapping[str, Any], run: RunOptions, made: str) -> OutputPlan:
-    file = run.output_file
-    kind = _format(output, run, made)
-    return OutputPlan(
-        dir=output_folder(output["dir"], run),
-        file=None if file is None else file.name,
-        name=output["name"],
-        format=kind,
-        quality=output["quality"],
-        embed_metadata=output["embed_metadata"],
-        on_collision=output["on_collision"],
-        return_frames=run.return_frames,
-        save=run.save_output,
-    )
 
 
 def _choices(resolved: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Choice, ...]:

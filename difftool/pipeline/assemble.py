@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from difftool.acceleration import attention, loras
-from difftool.acceleration.attention.sparse import Video
+from difftool.acceleration.attention.video import Video
 from difftool.acceleration.cache import StepCache
 from difftool.components.load import load_components
 from difftool.components.loaded import Components

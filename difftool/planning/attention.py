@@ -62,7 +62,9 @@ def _idle(setting: Any, checkpoint: Checkpoint, items: Sequence[Item]) -> Iterat
         for option, there in (("first_full_step", steps), ("first_full_layer", _layers(checkpoint, items))):
             if config and there is not None and config[option] >= there:
                 what = f"none of {there} {option.removeprefix('first_full_')}s"
-                yield Problem(KEY, f"{KEY}: moba_config.{option}={config[option]} leaves {what} to vmoba_attn; lower it")
+                yield Problem(
+                    KEY, f"{KEY}: moba_config.{option}={config[option]} leaves {what} to vmoba_attn; lower it"
+                )
 
 
 def _layers(checkpoint: Checkpoint, items: Sequence[Item]) -> int | None:

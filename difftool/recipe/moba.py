@@ -1,4 +1,4 @@
-"""The options of `vmoba_attn`, with the names and defaults of FastVideo and SGLang: their JSON file is YAML as it is."""
+"""The options of `vmoba_attn`, by the names and defaults of FastVideo and SGLang: their JSON is YAML as it is."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ Triple = Annotated[Many[Count], Field(min_length=3, max_length=3), worded("[fram
 
 
 class MobaConfig(Section):
-    """The chunks of a video among which each query chooses, and how. What the chosen mode does not read may be there."""
+    """The chunks of a video among which each query chooses, and how: both modes may be described, one is chosen."""
 
     temporal_chunk_size: Count = Field(description="frames of a temporal chunk, in tokens as all sizes are")
     temporal_topk: Count | None = Field(default=None, description="temporal chunks each query sees, for topk")

@@ -67,7 +67,8 @@ class AttentionOptions(Choice):
         if self.sparsity is None and name == "video_sparse_attn":
             raise problem("video_sparse_attn needs sparsity, the share that is left out, such as 0.5")
         if self.moba_config is None and name == "vmoba_attn":
-            raise problem("vmoba_attn needs moba_config, the sizes of its chunks and how they are chosen")
+            sizes = "temporal_chunk_size, spatial_chunk_size and st_chunk_size"
+            raise problem(f"vmoba_attn needs moba_config, with {sizes}")
         return self
 
 

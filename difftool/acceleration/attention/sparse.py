@@ -55,7 +55,9 @@ class TileKernel:
         packed = [layout.pack(tensor) for tensor in (query, key, value)]
         seen = with_others(self.choose(packed[0], packed[1], layout), layout)
         self.video.count(seen.sum() * (query.shape[0] // seen.shape[0]), query.shape[0] * seen[0].numel())
-        out = flex_attention(*packed, block_mask=block_mask(seen, layout), scale=scale, kernel_options=options(layout.size))
+        out = flex_attention(
+            *packed, block_mask=block_mask(seen, layout), scale=scale, kernel_options=options(layout.size)
+        )
         return layout.unpack(out)
 
     def with_lse(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""A video as attention kernels see it: the grid of its tokens, what they share while a denoiser runs, and its tokens put
-tile by tile for FlexAttention's block masks.
+"""A video as attention kernels see it: the grid of its tokens, what they share while a denoiser runs, and its tokens
+put tile by tile for FlexAttention's block masks.
 
 Legend: B samples, S tokens, H heads, D head width, T tiles of the video, N blocks: T and those of the other tokens.
 """

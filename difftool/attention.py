@@ -13,7 +13,7 @@ EVERYWHERE = ("cpu", "cuda", "rocm", "mps")
 SHOWN = {"cpu": "a CPU", "cuda": "CUDA", "rocm": "ROCm", "mps": "MPS"}
 HALVES = ("bf16", "fp16")
 SELF, CROSS, ALL = "self", "cross", "all"
-OPTIONS = ("mask_strategy_file_path", "sparsity")  # of a backend, beside its name
+OPTIONS = ("mask_strategy_file_path", "sparsity", "moba_config")  # of a backend, beside its name
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ BACKENDS: Mapping[str, Backend] = {
     ),
     "sliding_tile_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
     "video_sparse_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
+    "vmoba_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
 }
 # names that stand for the first of several that can be used
 FAMILIES: Mapping[str, tuple[str, ...]] = {"fa": ("fa3", "fa4", "fa2")}

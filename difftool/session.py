@@ -21,7 +21,8 @@ from difftool.launch.events import Event
 from difftool.launch.living import LivingWorker
 from difftool.launch.signals import SignalWatch
 from difftool.planning.loras import nickname_of
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.planning.todo import raw_file
 from difftool.recipe.load import Loaded, Override, lay_over, load_recipe

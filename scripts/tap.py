@@ -30,7 +30,8 @@ from difftool.parallel.world import World
 from difftool.pipeline.assemble import assemble
 from difftool.pipeline.foreign import ForeignPipeline, as_pixels
 from difftool.pipeline.stage import Context
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.platforms.base import current
 from difftool.profiling.timers import Timer

@@ -67,3 +67,20 @@ def test_what_a_sparse_backend_left_out_is_in_the_dump(tmp_path):
     assert told["self"] == {"name": "sliding_tile_attn", "mask_strategy_file_path": file}
     assert told["cross"] == "torch_sdpa"
     assert 0 < told["video"]["visited_blocks"] < told["video"]["blocks"]
+
+
+@pytest.mark.slow
+def test_chunks_of_a_video_run_through_the_command(tmp_path):
+    chunks = "{temporal_chunk_size: 1, spatial_chunk_size: [2, 4], st_chunk_size: [2, 2, 2], first_full_step: 1}"
+    (tmp_path / "video.yaml").write_text(
+        "model: builtin:shapes-video\nsampling: {prompt: a red circle, num_frames: 33, num_inference_steps: 2}\n"
+        f"stages: {{denoising: {{attention: {{name: vmoba_attn, moba_config: {chunks}}}}}}}\n"
+    )
+    lower = ("--set", "stages.denoising.attention.moba_config.moba_threshold=0.2")
+    done = difftool("generate", "video.yaml", *lower, "-o", "made/", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (dump,) = (tmp_path / "made").glob(".difftool/*/perf.json")
+    told = json.loads(dump.read_text())["effective"]["attention"]["transformer"]
+    assert told["self"]["name"] == "vmoba_attn" and told["cross"] == "torch_sdpa"
+    assert told["self"]["moba_config"]["moba_threshold"] == 0.2
+    assert told["video"]["blocks"] / 2 < told["video"]["visited_blocks"] < told["video"]["blocks"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from difftool.cli.main import main
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]

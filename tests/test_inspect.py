@@ -18,7 +18,8 @@ from difftool.cli.main import main
 from difftool.errors import RecipeError
 from difftool.media.save import WRITERS
 from difftool.media.writer import Details, metadata_text
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.embedded import LIMIT, read_embedded
 from difftool.recipe.load import load_recipe
 from difftool.report.perf import write_perf

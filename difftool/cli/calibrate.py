@@ -67,7 +67,8 @@ def _measured(loaded: "Loaded", *, verbose: bool) -> tuple[dict[str, Any], list[
     """The recipe as it was resolved, and the changes of every step of its items."""
     from difftool import launch
     from difftool.cli.progress import make_listener
-    from difftool.planning.make import RunOptions, make_plan
+    from difftool.planning.make import make_plan
+    from difftool.planning.outputs import RunOptions
     from difftool.recipe.load import Override, lay_over
     from difftool.report.fit import measured_changes
     from difftool.report.perf import read_perf

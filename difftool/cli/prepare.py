@@ -15,9 +15,9 @@ from difftool.errors import OutputError, PlanError, Problem, RecipeError
 from difftool.launch.outside import check_fit, check_world
 from difftool.launch.records import PERF_FILE
 from difftool.launch.resume import check_same_work, find_run, recorded_plan
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
 from difftool.planning.nodes import plan_nodes
-from difftool.planning.outputs import output_folder
+from difftool.planning.outputs import RunOptions, output_folder
 from difftool.planning.plan import Nodes, Plan
 from difftool.recipe.flags import Override, flag_overrides, parse_set
 from difftool.recipe.load import load_recipe

@@ -15,7 +15,8 @@ from difftool.launch.records import PERF_FILE, open_records, read_todo
 from difftool.launch.signals import SignalWatch
 from difftool.launch.supervise import supervise
 from difftool.planning.arms import BASE, ArmSpec
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.planning.todo import TODO_FILE
 from difftool.recipe.load import Override, lay_over, load_recipe

@@ -12,7 +12,8 @@ from difftool.launch.failure import WorkerReport
 from difftool.launch.resume import take_up
 from difftool.launch.supervise import RunResult
 from difftool.planning.budget import fixed, further
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Choice, Plan
 from difftool.recipe.load import load_recipe
 from difftool.recipe.overrides import Override

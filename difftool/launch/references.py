@@ -7,7 +7,8 @@ from pathlib import Path
 from difftool.launch.events import Event
 from difftool.launch.records import open_records
 from difftool.launch.supervise import RunResult
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.recipe.load import load_recipe
 

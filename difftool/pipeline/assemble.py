@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from difftool.acceleration import attention, loras, offload
-from difftool.acceleration.attention.sparse import Video
+from difftool.acceleration.attention.video import Video
 from difftool.acceleration.cache import StepCache
 from difftool.acceleration.residence import NOWHERE, Residence
 from difftool.components.load import load_components

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from difftool.acceleration.attention.sparse import Video
+from difftool.acceleration.attention.video import Video
 from difftool.acceleration.cache import StepCache
 from difftool.acceleration.residence import NOWHERE, Residence
 from difftool.components.loaded import Components

@@ -1,12 +1,12 @@
 """What of the attention that a recipe asks for no machine can do, and what `auto` will come to."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from difftool.attention import (
     ALWAYS,
     AUTO,
     CROSS,
-    NAMES,
     SELF,
     SHOWN,
     Needs,
@@ -19,24 +19,21 @@ from difftool.attention import (
 )
 from difftool.errors import Problem
 from difftool.planning.checkpoint import Checkpoint
-from difftool.planning.plan import Choice, Degrees
+from difftool.planning.plan import Choice, Degrees, Item
+from difftool.planning.prediction import anatomy_of
 
 KEY = "stages.denoising.attention"
 DENOISERS = ("transformer", "transformer_2")  # of the pipelines that run natively
 
 
-def check_attention(setting: Any, checkpoint: Checkpoint, degrees: Degrees) -> list[Problem]:
-    """Attention that the model does not have, and backends that cannot do what its attention needs."""
+def check_attention(setting: Any, checkpoint: Checkpoint, degrees: Degrees, items: Sequence[Item]) -> list[Problem]:
+    """Attention that the model does not have, backends that cannot do what its attention needs, and those told to leave
+    nothing out of an item.
+    """
     facts = checkpoint.family
     native = checkpoint.model.backend == "native"
     roles = facts.attention if native else ()
     found = [problem for key in named(setting) if (problem := _unknown(key, checkpoint, roles)) is not None]
-    for key, name in named(setting).items():
-        if name not in NAMES:
-            return [
-                *found,
-                Problem(f"{KEY}.{key}".rstrip("."), f"{KEY}={name}: not available yet; use {ALWAYS} or flex"),
-            ]
     split = degrees.ring * degrees.ulysses * degrees.tp > 1
     head, told = facts.head_width(checkpoint.configs) if native else None, set[tuple[str, str]]()
     for component in _components(checkpoint):
@@ -54,7 +51,26 @@ def check_attention(setting: Any, checkpoint: Checkpoint, degrees: Degrees) -> l
                 told.add((role, name))
                 said = "; ".join(f"{each} {', and '.join(why)}" for each, why in faults.items())
                 found.append(Problem(KEY, f"{KEY}={name}, for {role}-attention of {component}: {said}; use {ALWAYS}"))
-    return found
+    return [*found, *dict.fromkeys(_idle(setting, checkpoint, items) if facts.video_tokens else ())]
+
+
+def _idle(setting: Any, checkpoint: Checkpoint, items: Sequence[Item]) -> Iterator[Problem]:
+    """Where a `moba_config` makes every step of an item, or every layer, a full one."""
+    steps = min((item.sampling["num_inference_steps"] for item in items), default=None)
+    for component in _components(checkpoint):
+        config = chosen(setting, component, SELF).options.get("moba_config", {})
+        for option, there in (("first_full_step", steps), ("first_full_layer", _layers(checkpoint, items))):
+            if config and there is not None and config[option] >= there:
+                what = f"none of {there} {option.removeprefix('first_full_')}s"
+                yield Problem(
+                    KEY, f"{KEY}: moba_config.{option}={config[option]} leaves {what} to vmoba_attn; lower it"
+                )
+
+
+def _layers(checkpoint: Checkpoint, items: Sequence[Item]) -> int | None:
+    """How many blocks the denoiser has, where that is known."""
+    anatomy = anatomy_of(checkpoint, items[0].sampling) if items else None
+    return sum(block.count for block in anatomy.blocks if block.name and block.dealt) if anatomy is not None else None
 
 
 def _components(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from difftool.planning.pictures import as_lists
 from difftool.report.perf import Tier
 
-NOT_EMBEDDED = ("launch", "memory", "output", "perf", "quality", "sweep", "serve")  # sections that cannot change an item
+NOT_EMBEDDED = ("launch", "memory", "output", "perf", "quality", "sweep", "serve")  # no item depends on them
 GIF_MAX_FPS = 50  # a GIF counts hundredths of a second, and viewers slow anything shorter than two of them down
 
 
@@ -217,8 +217,9 @@ class Streaming(Frozen):
 
 
 class Prediction(Frozen):
-    """What the first item costs. `forwards` are those of a rank in the first step. `tokens` are those of the denoiser's streams; not `exact`: the text's length depends
-    on the prompt, and this is the longest. `flops` are those of the first step, `lines` the ranks that speak together.
+    """What the first item costs. `tokens` are those of the denoiser's streams; not `exact`: the text's length depends
+    on the prompt, and this is the longest. `flops` and `forwards`, of a rank, are those of the first step, `lines` the
+    ranks that speak together.
     """
 
     precision: str

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from difftool.recipe.fields import Aliases, Choice, Count, Many, OneOrMany, Path, Section, Text, Whole, problem
+from difftool.recipe.moba import MobaConfig
 
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"], Aliases((("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")))
@@ -50,6 +51,7 @@ class AttentionOptions(Choice):
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="share of the attention left out, for video_sparse_attn only"
     )
+    moba_config: MobaConfig | None = Field(default=None, description="chunks and their choice, for vmoba_attn only")
 
     @model_validator(mode="after")
     def _options_belong_to_the_name(self) -> "AttentionOptions":
@@ -58,10 +60,15 @@ class AttentionOptions(Choice):
             raise problem("mask_strategy_file_path is an option of sliding_tile_attn only")
         if self.sparsity is not None and name != "video_sparse_attn":
             raise problem("sparsity is an option of video_sparse_attn only")
+        if self.moba_config is not None and name != "vmoba_attn":
+            raise problem("moba_config is an option of vmoba_attn only")
         if self.mask_strategy_file_path is None and name == "sliding_tile_attn":
             raise problem("sliding_tile_attn needs mask_strategy_file_path, a JSON file of windows")
         if self.sparsity is None and name == "video_sparse_attn":
             raise problem("video_sparse_attn needs sparsity, the share that is left out, such as 0.5")
+        if self.moba_config is None and name == "vmoba_attn":
+            sizes = "temporal_chunk_size, spatial_chunk_size and st_chunk_size"
+            raise problem(f"vmoba_attn needs moba_config, with {sizes}")
         return self
 
 

@@ -198,6 +198,11 @@ def test_a_probe_tells_a_right_kernel_from_a_wrong_one(monkeypatch):
     assert with_kernel(monkeypatch, fail) == "no kernel image is available"
 
 
+@pytest.mark.parametrize("name", [name for name, backend in BACKENDS.items() if backend.tiles])
+def test_a_probe_of_what_leaves_out_parts_of_a_video_is_right_on_a_cpu(name):
+    assert probe(name, torch.device("cpu"), torch.float32) == ""
+
+
 def rough(query, key, value):
     out = scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in (query, key, value)))
     return out.transpose(1, 2).to(torch.float8_e4m3fn).to(value.dtype)

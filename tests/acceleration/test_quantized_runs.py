@@ -12,7 +12,8 @@ from difftool.engine import Kept, run_plan
 from difftool.errors import PlanError
 from difftool.launch import open_records
 from difftool.parallel.world import World
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 SHAPES = {"path": "builtin:shapes-image"}

@@ -9,19 +9,20 @@ from difftool.errors import RecipeError
 from difftool.families.index import all_families
 from difftool.planning import availability
 from difftool.planning.checkpoint import builtin_models
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 LIST = (
     "MODEL                             FAMILY  TASK  SIZE       STEPS"
-    "  LORA  COMPONENTS  PRECISION  OFFLOAD  COMPILE  QUANTIZATION  ATTENTION  TILING  SLICING  PARALLEL  DP   CFG  RING "
-    " ULYSSES  TP   CACHE  BUDGET\n"
+    "  LORA  COMPONENTS  PRECISION  OFFLOAD  COMPILE  QUANTIZATION  ATTENTION  TILING  SLICING  PARALLEL  DP "
+    "  CFG  RING  ULYSSES  TP   CACHE  BUDGET\n"
     "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28   "
-    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes  yes  yes "
-    "  yes      yes  yes    yes\n"
+    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes"
+    "  yes  yes   yes      yes  yes    yes\n"
     "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4    "
-    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes  yes  yes "
-    "  yes      yes  yes    yes\n"
+    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes"
+    "  yes  yes   yes      yes  yes    yes\n"
 )
 PAGE = (
     "black-forest-labs/FLUX.1-dev\n"

@@ -7,7 +7,8 @@ import pytest
 
 from difftool.cli.quality import prepare_references, quality_lines
 from difftool.errors import PlanError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 from difftool.report.perf import OutputQuality
 from difftool.report.quality import build_quality

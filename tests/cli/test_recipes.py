@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe import lookup
 from difftool.recipe.load import load_recipe
 from difftool.recipe.lookup import builtin_recipes

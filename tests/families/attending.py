@@ -10,7 +10,7 @@ from families.split import as_lists, denoisers, observed, request_named
 
 from difftool.acceleration import attention
 from difftool.acceleration.attention import kernels
-from difftool.acceleration.attention.sparse import Video
+from difftool.acceleration.attention.video import Video
 from difftool.facts import Applied
 from difftool.parallel import sequence
 from difftool.parallel.mesh import Mesh

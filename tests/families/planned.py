@@ -3,7 +3,8 @@
 from typing import Any
 
 from difftool.errors import RecipeError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 

@@ -135,15 +135,37 @@ def test_two_ranks_attend_through_the_backend_as_one_does(ranks, case, degrees):
 
 
 VIDEOS = ["wan21-t2v", "hunyuanvideo", "ltx"]
+MOBA = {
+    "temporal_chunk_size": 1,
+    "temporal_topk": 1,
+    "spatial_chunk_size": [2, 2],
+    "spatial_topk": 1,
+    "st_chunk_size": [2, 2, 2],
+    "st_topk": 1,
+    "moba_select_mode": "threshold",
+    "moba_threshold_type": "query_head",
+    "first_full_layer": 0,
+    "first_full_step": 0,
+    "temporal_layer": 1,
+    "spatial_layer": 1,
+    "st_layer": 1,
+}
 
 
+NOTHING = {
+    "video_sparse_attn": {"sparsity": 0.0},
+    "vmoba_attn": {"moba_config": {**MOBA, "moba_threshold": 1.0}},
+}
+
+
+@pytest.mark.parametrize("backend", NOTHING)
 @pytest.mark.parametrize("name", VIDEOS)
-def test_a_video_of_which_nothing_is_left_out_is_as_with_torch(name):
+def test_a_video_of_which_nothing_is_left_out_is_as_with_torch(name, backend):
     assembled = assemble_case(name)
     batch, ctx = request_named(assembled, "uneven"), context_for(assembled)
     right, seen = observed(assembled, batch, ctx)
-    roles = {**dict.fromkeys(assembled.config.facts.attention, "torch_sdpa"), "self": "video_sparse_attn"}
-    with attending(assembled, roles, sparsity=0.0) as videos:
+    roles = {**dict.fromkeys(assembled.config.facts.attention, "torch_sdpa"), "self": backend}
+    with attending(assembled, roles, **NOTHING[backend]) as videos:
         ours, _ = observed(assembled, batch, ctx)
     (video,) = videos.values()
     told = video.told()
@@ -165,3 +187,19 @@ def test_a_video_of_which_much_is_left_out_is_another(name):
     assert told["visited_blocks"] < told["blocks"]
     assert (ours - right).abs().max() > 100 * LIMIT * right.abs().max()
     assert not any(module._forward_pre_hooks for module in denoisers(assembled))
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_the_first_steps_of_a_video_are_full_and_the_next_are_not(name):
+    assembled = assemble_case(name)
+    batch, ctx = batch_for(assembled, num_frames=33, num_inference_steps=2), context_for(assembled)
+    right, _ = observed(assembled, batch, ctx)
+    roles = {**dict.fromkeys(assembled.config.facts.attention, "torch_sdpa"), "self": "vmoba_attn"}
+    made = {}
+    for full in (0, 1, 2):
+        config = {**MOBA, "moba_select_mode": "topk", "moba_threshold": 0.25, "first_full_step": full}
+        with attending(assembled, roles, moba_config=config) as videos:
+            made[full], _ = observed(assembled, batch, replace(ctx, videos=videos))
+    far = [float((made[full] - right).abs().max() / right.abs().max()) for full in (0, 1, 2)]
+    assert far[0] > 100 * LIMIT and far[1] > 100 * LIMIT and far[2] <= LIMIT
+    assert not torch.equal(made[0], made[1])

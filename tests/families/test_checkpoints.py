@@ -13,7 +13,8 @@ from tiny import difftool
 from difftool.engine import Kept, run_plan
 from difftool.launch import open_records
 from difftool.parallel.world import World
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 NAMES = [case.name for case in CASES]

@@ -9,7 +9,8 @@ from families.predicted import cost_of
 from difftool.anatomy import Request
 from difftool.families.index import all_families
 from difftool.planning.links import BETWEEN, RATES, WITHIN
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.scaling import waiting_seconds
 from difftool.recipe.load import load_recipe
 from difftool.recipe.overrides import Override

@@ -6,7 +6,8 @@ from families.cases.case import picture
 
 from difftool.errors import RecipeError
 from difftool.families.flux1.facts import KONTEXT_SIZES, kontext_size
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"

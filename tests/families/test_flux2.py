@@ -16,7 +16,8 @@ from transformers.models.pixtral import image_processing_pil_pixtral
 from difftool.components.load import load_components
 from difftool.errors import RecipeError
 from difftool.families.flux2.facts import MIN_SIDE, picture_size, refuses_image
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 DEV, KLEIN, BASE = (f"black-forest-labs/FLUX.2-{name}" for name in ("dev", "klein-4B", "klein-base-9B"))

@@ -27,7 +27,8 @@ from difftool.parallel.world import World
 from difftool.pipeline.batch import Batch
 from difftool.pipeline.foreign import ROLES, ForeignPipeline, load_pipeline
 from difftool.pipeline.stage import Context
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import ProfilePlan
 from difftool.platforms.base import current
 from difftool.profiling.timers import Timer

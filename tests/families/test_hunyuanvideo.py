@@ -4,7 +4,8 @@ import pytest
 import torch
 from families.running import PAIR, assemble_case, batch_for, run_ours, run_stock
 
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 

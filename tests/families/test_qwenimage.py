@@ -7,7 +7,8 @@ from families.running import assemble_case, batch_for, run_ours
 
 from difftool.errors import RecipeError
 from difftool.families.qwenimage.facts import CONDITION_IMAGE_SIZE, VAE_IMAGE_SIZE, fit, fit_output
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 HUB_IDS = ("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512")

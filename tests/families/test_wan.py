@@ -10,7 +10,8 @@ from families.running import assemble_case, batch_for
 
 from difftool.families.wan.facts import FACTS
 from difftool.planning.checkpoint import find_checkpoint
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan
 from difftool.recipe.load import load_recipe
 

@@ -10,10 +10,13 @@ from launch.conftest import STANDIN
 from difftool import launch
 from difftool.errors import OutOfMemoryError, RecipeError
 from difftool.launch.fallback import next_plan
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.recipe.load import load_recipe
 
+OUT = "a card ran out of memory (denoising, item blue)"
+ENCODERS = "stages.text_encoding.offload=after_use, stages.image_encoding.offload=after_use"
 SHAPES = {"model": "builtin:shapes-image", "launch": {"on_oom": "fallback", "device": "cpu"}}
 
 
@@ -42,12 +45,9 @@ def run(tmp_path):
 def test_the_run_goes_on_and_keeps_what_is_made(run, tmp_path):
     result, told, records = run(plan(tmp_path))
     assert told == [
-        "a card ran out of memory (denoising, item blue); goes on with stages.text_encoding.offload=after_use, "
-        "stages.image_encoding.offload=after_use",
-        "a card ran out of memory (denoising, item blue); goes on with stages.text_encoding.offload=after_use, "
-        "stages.image_encoding.offload=after_use, stages.decoding.offload=after_use",
-        "a card ran out of memory (denoising, item blue); goes on with stages.text_encoding.offload=after_use, "
-        "stages.image_encoding.offload=after_use, stages.decoding.offload=after_use, stages.denoising.offload=layerwise",
+        f"{OUT}; goes on with {ENCODERS}",
+        f"{OUT}; goes on with {ENCODERS}, stages.decoding.offload=after_use",
+        f"{OUT}; goes on with {ENCODERS}, stages.decoding.offload=after_use, stages.denoising.offload=layerwise",
     ]
     assert (tmp_path / "red.png").read_bytes() == b"the first one"  # of the first start
     assert (tmp_path / "blue.png").is_file() and [media.path.name for media in result.media] == ["red.png", "blue.png"]

@@ -11,8 +11,9 @@ from media.reading import embedded
 from difftool.media.audio import WRITERS
 from difftool.media.save import save_item
 from difftool.media.writer import Details, metadata_text
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
 from difftool.planning.naming import reserve
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.embedded import read_embedded
 from difftool.recipe.load import load_recipe
 

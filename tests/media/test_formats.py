@@ -8,7 +8,8 @@ import pytest
 from difftool.errors import RecipeError
 from difftool.media.save import WRITERS
 from difftool.planning import make
-from difftool.planning.make import FORMATS, RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import FORMATS, RunOptions
 from difftool.recipe.load import load_recipe
 
 

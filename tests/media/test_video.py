@@ -15,8 +15,9 @@ from difftool.media import video
 from difftool.media.save import save_item
 from difftool.media.video import WRITERS, crf
 from difftool.media.writer import Details, metadata_text, to_uint8
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
 from difftool.planning.naming import reserve
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.embedded import read_embedded
 from difftool.recipe.load import load_recipe
 

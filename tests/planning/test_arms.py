@@ -13,7 +13,8 @@ from difftool.planning.arms import (
     sweep_points,
     with_overrides,
 )
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import Override, load_recipe
 from difftool.recipe.schema import Sweep
 

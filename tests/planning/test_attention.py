@@ -5,11 +5,14 @@ from importlib import metadata
 import pytest
 
 from difftool.errors import RecipeError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 DEV, WAN, LTX = "black-forest-labs/FLUX.1-dev", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Lightricks/LTX-Video"
 SPARSE = {"name": "video_sparse_attn", "sparsity": 0.5}
+MOBA = {"temporal_chunk_size": 2, "spatial_chunk_size": [3, 4], "st_chunk_size": [4, 6, 4]}
+CHUNKS = {"name": "vmoba_attn", "moba_config": MOBA}
 TWO = {"num_gpus": 2, "ulysses": 2}
 KEY = "stages.denoising.attention"
 
@@ -75,7 +78,42 @@ def plan(model, attention, **sections):
             f"{KEY}=video_sparse_attn, for self-attention of transformer: video_sparse_attn leaves out parts of a "
             "video in self-attention, and this attention is none of a video's tokens; use torch_sdpa",
         ),
-        (WAN, "vmoba_attn", {}, f"{KEY}=vmoba_attn: not available yet; use torch_sdpa or flex"),
+        *(
+            (
+                WAN,
+                CHUNKS,
+                {"num_gpus": 2, **degrees},
+                f"{KEY}=vmoba_attn, for self-attention of transformer: vmoba_attn needs all tokens and heads on one "
+                "rank, so parallel.sp=1 and tp=1; use torch_sdpa",
+            )
+            for degrees in ({"ulysses": 2}, {"ring": 2}, {"tp": 2})
+        ),
+        (
+            DEV,
+            CHUNKS,
+            {},
+            f"{KEY}=vmoba_attn, for self-attention of transformer: vmoba_attn leaves out parts of a video in "
+            "self-attention, and this attention is none of a video's tokens; use torch_sdpa",
+        ),
+        (
+            WAN,
+            {"cross": CHUNKS},
+            {},
+            f"{KEY}=vmoba_attn, for cross-attention of transformer: vmoba_attn leaves out parts of a video in "
+            "self-attention, and this attention is none of a video's tokens; use torch_sdpa",
+        ),
+        (
+            LTX,
+            {"self": {**CHUNKS, "moba_config": {**MOBA, "first_full_step": 50}}},
+            {},
+            f"{KEY}: moba_config.first_full_step=50 leaves none of 50 steps to vmoba_attn; lower it",
+        ),
+        (
+            WAN,
+            {**CHUNKS, "moba_config": {**MOBA, "first_full_layer": 30}},
+            {},
+            f"{KEY}: moba_config.first_full_layer=30 leaves none of 30 layers to vmoba_attn; lower it",
+        ),
     ],
 )
 def test_what_no_machine_can_do_is_refused(model, attention, parallel, message):
@@ -89,6 +127,7 @@ def test_what_no_machine_can_do_is_refused(model, attention, parallel, message):
     [
         (WAN, {"self": SPARSE, "cross": "flex"}),
         (WAN, SPARSE),  # of the video; the attention to the text is left to auto
+        (WAN, {**CHUNKS, "moba_config": {**MOBA, "first_full_step": 49, "first_full_layer": 29}}),
         (LTX, {"name": "fa2", "cross": "torch_sdpa"}),
         (WAN, {"components": {"transformer": "cudnn", "transformer_2": {"name": "fa", "cross": "flex"}}}),
         ("builtin:shapes-image", "fa3"),  # on another machine

@@ -4,7 +4,8 @@ import pytest
 
 from difftool.errors import PlanError, RecipeError
 from difftool.planning.budget import choose, fixed, further, ladder, peak, shortfall
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import BudgetPlan, Holding
 from difftool.planning.render import render_plan
 from difftool.recipe.load import load_recipe
@@ -39,7 +40,7 @@ LADDER = [
     (164, {**ENCODERS, "decoding": "after_use", "denoising": "module"}),
     (107, {**ENCODERS, "decoding": "after_use", "denoising": "module"}),  # 100 + 7
     (106, {**ENCODERS, "decoding": "after_use", "denoising": "layerwise"}),
-    (75, {**ENCODERS, "decoding": "after_use", "denoising": "layerwise"}),  # the encoders, and what stays of the denoiser
+    (75, {**ENCODERS, "decoding": "after_use", "denoising": "layerwise"}),  # the encoders, and 10 of the denoiser
 ]
 
 
@@ -87,7 +88,7 @@ def test_a_component_counts_in_the_precision_it_will_have():
 
 def test_a_shortfall_is_told_with_what_each_component_takes():
     said = shortfall(BudgetPlan(bytes=2**20, holdings=HELD, activations=7), AUTO)
-    assert said.startswith("memory.budget=1.00 MiB: no placement of weights keeps within it; these take, while they run, ")
+    assert said.startswith("memory.budget=1.00 MiB: no placement of weights keeps within it; these take, while they ")
     assert "use a larger budget, a smaller precision, or quantization" in said
 
 
@@ -137,7 +138,7 @@ def test_a_budget_that_nothing_fits_is_refused_before_anything_runs():
 def test_a_model_of_unknown_cost_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="memory.budget: the cost of .* is not known") as caught:
         plan("AIDC-AI/Ovis-Image-7B", memory={"budget": "24GiB"})
-    assert "memory.budget: a pipeline that diffusers runs by itself keeps its weights on the device" in str(caught.value)
+    assert "memory.budget: a pipeline that diffusers runs by itself keeps its weights" in str(caught.value)
 
 
 STREAMED = [
@@ -177,7 +178,8 @@ REFUSED = [
     ),
     (
         {**FOREIGN, "stages": {"decoding": {"offload": "module"}}},
-        "stages.decoding.offload: a pipeline that diffusers runs by itself keeps its weights on the device; leave it out",
+        "stages.decoding.offload: a pipeline that diffusers runs by itself keeps its weights on the device; leave it "
+        "out",
     ),
 ]
 

@@ -4,7 +4,8 @@ import pytest
 
 from difftool.errors import PlanError, RecipeError
 from difftool.planning import caching
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan
 from difftool.recipe.load import load_recipe
 

@@ -9,7 +9,8 @@ import pytest
 
 from difftool.errors import RecipeError
 from difftool.planning.foreign import foreign_call, foreign_facts
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 OVIS = "AIDC-AI/Ovis-Image-7B"

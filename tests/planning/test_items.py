@@ -2,7 +2,8 @@
 
 import pytest
 
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_resolved
 from difftool.recipe.load import load_recipe
 

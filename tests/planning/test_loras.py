@@ -8,7 +8,8 @@ import pytest
 from difftool.errors import RecipeError, WeightsError
 from difftool.planning.loading import loading
 from difftool.planning.loras import builtin_loras
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 SHAPES = "builtin:shapes-image"

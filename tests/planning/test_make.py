@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from difftool.errors import RecipeError, WeightsError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan, render_resolved
 from difftool.recipe.load import Override, load_recipe
 

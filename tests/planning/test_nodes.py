@@ -5,7 +5,8 @@ import io
 import pytest
 
 from difftool.errors import RecipeError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan
 from difftool.recipe.load import load_recipe
 

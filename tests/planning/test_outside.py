@@ -11,7 +11,8 @@ from difftool.families import index
 from difftool.families.outside import last_line
 from difftool.pipeline.registry import load_config
 from difftool.planning.loading import loading
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan
 from difftool.recipe.load import load_recipe
 

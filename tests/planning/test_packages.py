@@ -7,7 +7,8 @@ import pytest
 from difftool.errors import PlanError
 from difftool.planning import make
 from difftool.planning.checkpoint import find_checkpoint
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 MODEL = "builtin:shapes-image"

@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan
 from difftool.recipe.load import load_recipe
 from difftool.recipe.overrides import Override

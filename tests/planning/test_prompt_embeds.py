@@ -4,7 +4,8 @@ import pytest
 
 from difftool.errors import RecipeError
 from difftool.planning.loading import loading
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 SHAPES = {"model": "builtin:shapes-image", "sampling": {"prompt": "a red circle", "seed": 7}}

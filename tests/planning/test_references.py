@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from difftool.errors import RecipeError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.recipe.load import load_recipe
 

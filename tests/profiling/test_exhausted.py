@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from difftool.errors import OutOfMemoryError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.remedies import REMEDIES, remedies
 from difftool.platforms.base import current
 from difftool.profiling.exhausted import memory_told

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from difftool.builtin import shapes
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import QualityPlan
 from difftool.profiling.quality import examine
 from difftool.recipe.load import load_recipe

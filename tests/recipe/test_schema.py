@@ -8,9 +8,10 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from difftool.attention import chosen
+from difftool.attention import NAMES, chosen
 from difftool.recipe.keys import field_shape, fields_of, find, known_keys
 from difftool.recipe.schema import Recipe, json_schema, parse_bytes
+from difftool.recipe.stages import AttentionName
 
 FULL = {
     "schema": "difftool/v1",
@@ -49,6 +50,17 @@ FULL = {
     "sweep": {"matrix": {"sampling.seed": [1, 2]}, "exclude": [{"sampling.seed": 2}]},
     "launch": {"devices": [4, 5], "threads": 2},
 }
+MOBA = {"temporal_chunk_size": 2, "spatial_chunk_size": [3, 4], "st_chunk_size": [4, 6, 4]}
+MOBA_DEFAULTS = {  # those of FastVideo and SGLang
+    "moba_select_mode": "threshold",
+    "moba_threshold": 0.25,
+    "moba_threshold_type": "query_head",
+    "first_full_layer": 0,
+    "first_full_step": 12,
+    "temporal_layer": 1,
+    "spatial_layer": 1,
+    "st_layer": 1,
+}
 SHORT = [
     ({"model": "a/b"}, {"model": {"path": "a/b"}}),
     ({"cache": "dbcache"}, {"cache": {"backend": "dbcache"}}),
@@ -62,6 +74,10 @@ SHORT = [
     ({"stages": {"decoding": {"tiling": False}}}, {"stages": {"decoding": {"tiling": "none"}}}),
     ({"stages": {"denoising": {"attention": "fa3"}}}, {"stages": {"denoising": {"attention": {"name": "fa3"}}}}),
     ({"stages": {"denoising": {"precision": "bfloat16"}}}, {"stages": {"denoising": {"precision": "bf16"}}}),
+    (
+        {"stages": {"denoising": {"attention": {"name": "vmoba_attn", "moba_config": MOBA}}}},
+        {"stages": {"denoising": {"attention": {"name": "vmoba_attn", "moba_config": {**MOBA, **MOBA_DEFAULTS}}}}},
+    ),
     ({"model": {"path": "a/b", "backend": "sglang"}}, {"model": {"path": "a/b", "backend": "native"}}),
     ({"memory": {"budget": "24GiB"}}, {"memory": {"budget": "24GiB"}}),
 ]
@@ -95,6 +111,10 @@ def test_a_short_form_means_its_long_form(short, long):
 @pytest.mark.parametrize(("theirs", "ours"), DIFFUSERS_NAMES.items())
 def test_attention_has_the_names_of_diffusers_too(theirs, ours):
     assert recipe(stages={"denoising": {"attention": theirs}}).stages.denoising.attention.name == ours
+
+
+def test_a_recipe_names_every_backend_that_there_is():
+    assert set(get_args(get_args(AttentionName)[0])) == set(NAMES)
 
 
 def test_attention_may_differ_for_self_and_cross():
@@ -172,6 +192,12 @@ def test_the_json_schema_is_one_and_accepts_what_difftool_accepts():
         {"model": "a/b", "samplng": {}},
         {"model": "a/b", "sampling": {"height": 0}},
         {"model": "a/b", "stages": {"denoising": {"attention": "fast"}}},
+        {
+            "model": "a/b",
+            "stages": {
+                "denoising": {"attention": {"name": "vmoba_attn", "moba_config": {**MOBA, "st_chunk_size": [1, 2]}}}
+            },
+        },
         {"model": "a/b", "cache": {"backend": "tea"}},
         {"model": "a/b", "parallel": {"num_gpus": "many"}},
     ],

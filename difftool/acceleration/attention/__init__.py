@@ -14,8 +14,9 @@ from torch import nn
 
 from difftool.acceleration.attention import encoders
 from difftool.acceleration.attention.kernels import KERNELS
-from difftool.acceleration.attention.sparse import ReadGrid, Video, tile_kernels
+from difftool.acceleration.attention.sparse import tile_kernels
 from difftool.acceleration.attention.trial import probe
+from difftool.acceleration.attention.video import ReadGrid, Video
 from difftool.attention import (
     ALL,
     ALWAYS,

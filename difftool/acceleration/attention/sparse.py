@@ -11,8 +11,7 @@ Diffusion with Trainable Sparse Attention", of which this is the fine stage: the
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,125 +20,13 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from difftool.acceleration.attention.kernels import flex_attention, masked_error
+from difftool.acceleration.attention.video import Grid, Layout, Video, mask_of_blocks, options
+from difftool.acceleration.attention.vmoba import VMOBA, moba_kernels
 from difftool.errors import PlanError
+from difftool.parallel.seam import Kernel
 
-Grid = tuple[int, int, int]  # frames, rows and columns
-ReadGrid = Callable[[nn.Module, Mapping[str, Any]], Grid]  # from a denoiser and its arguments
-CLAIMED_FROM = 1024  # tokens: of fewer, nothing is said of sparsity
 SLIDING_TILE: Grid = (6, 8, 8)  # tokens of a tile, as the mask files of FastVideo count them
 CUBE: Grid = (4, 4, 4)
-
-
-@dataclass(eq=False)
-class Video:
-    """What the kernels of one denoiser share while it runs: the grid of its tokens, the step, and what was visited."""
-
-    grid: Grid = (0, 0, 0)
-    step: int = 0
-    steps: int = 0
-    visited: Any = 0  # blocks: a number, or a tensor on the device
-    blocks: int = 0
-    tokens: int = 0
-    layouts: dict[Any, "Layout"] = field(default_factory=dict)
-
-    def follow(self, model: nn.Module, read: "ReadGrid") -> None:
-        """Reads the grid from the arguments of every forward."""
-
-        def note(module: nn.Module, _: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-            self.grid = read(module, given)
-
-        model.register_forward_pre_hook(note, with_kwargs=True)
-
-    def layout(self, tile: Grid, others: int, device: torch.device) -> "Layout":
-        """That of this grid, with so many tokens beside it."""
-        key = (self.grid, tile, others, device)
-        if key not in self.layouts:
-            self.layouts = {**{k: v for k, v in self.layouts.items() if k[0] == self.grid}, key: Layout(*key)}
-        return self.layouts[key]
-
-    def count(self, visited: Any, blocks: int) -> None:
-        self.visited, self.blocks, self.tokens = self.visited + visited, self.blocks + blocks, math.prod(self.grid)
-
-    def told(self) -> dict[str, object]:
-        """What was visited since it was told last, and the sparsity where the video is long enough to speak of one.
-        Waits for the device.
-        """
-        visited, blocks = int(self.visited), self.blocks
-        self.visited = self.blocks = 0
-        told: dict[str, object] = {"visited_blocks": visited, "blocks": blocks}
-        return told | ({"left_out": round(1 - visited / blocks, 4)} if blocks and self.tokens >= CLAIMED_FROM else {})
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Tokens put tile by tile: frame-major in the grid, and so inside a tile."""
-
-    grid: Grid
-    tile: Grid
-    others: int
-    device: torch.device
-
-    @property
-    def size(self) -> int:
-        """Tokens of a block."""
-        return math.prod(self.tile)
-
-    @property
-    def tiles(self) -> Grid:
-        """How many of them, along each side."""
-        frames, rows, columns = (math.ceil(side / by) for side, by in zip(self.grid, self.tile, strict=True))
-        return frames, rows, columns
-
-    @cached_property
-    def blocks(self) -> int:
-        return math.prod(self.tiles) + math.ceil(self.others / self.size)
-
-    @cached_property
-    def order(self) -> Tensor:
-        """[N x size] the token that lies at each place; -1 where none does."""
-        padded = [count * by for count, by in zip(self.tiles, self.tile, strict=True)]
-        places = torch.full(padded, -1, dtype=torch.long)
-        frames, rows, columns = self.grid
-        places[:frames, :rows, :columns] = torch.arange(math.prod(self.grid)).view(self.grid)
-        (f, r, c), (tf, tr, tc) = self.tiles, self.tile
-        video = places.view(f, tf, r, tr, c, tc).permute(0, 2, 4, 1, 3, 5).flatten()
-        rest = torch.full((self.blocks * self.size - len(video),), -1, dtype=torch.long)
-        rest[: self.others] = math.prod(self.grid) + torch.arange(self.others)
-        return torch.cat([video, rest]).to(self.device)
-
-    @cached_property
-    def there(self) -> Tensor:
-        """[N x size] where a token lies."""
-        return self.order >= 0
-
-    @cached_property
-    def whole(self) -> Tensor:
-        """[N] blocks without a gap."""
-        return self.there.view(self.blocks, self.size).all(1)
-
-    @cached_property
-    def place(self) -> Tensor:
-        """[S] where each token lies."""
-        found = torch.empty(math.prod(self.grid) + self.others, dtype=torch.long, device=self.device)
-        found[self.order[self.there]] = self.there.nonzero()[:, 0]
-        return found
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """[B, S, H, D] -> [B, H, N x size, D], 0 where no token lies."""
-        return tensor.transpose(1, 2)[:, :, self.order.clamp(min=0)] * self.there[:, None]
-
-    def unpack(self, tensor: Tensor) -> Tensor:
-        """[B, H, N x size, D] -> [B, S, H, D]."""
-        return tensor[:, :, self.place].transpose(1, 2)
-
-    def means(self, packed: Tensor) -> Tensor:
-        """[B, H, N x size, D] -> fp32 [B, H, T, D], the mean of each tile's tokens."""
-        tiles = math.prod(self.tiles)
-        video = packed[:, :, : tiles * self.size].unflatten(2, (tiles, self.size)).float()
-        counts = self.there[: tiles * self.size].view(tiles, self.size).sum(1)
-        return video.sum(3) / counts[:, None]
-
-
 # (queries and keys [B, H, N x size, D], the layout) -> which tiles each tile sees, bool [1 or B, H, T, T]
 Choose = Callable[[Tensor, Tensor, Layout], Tensor]
 
@@ -164,11 +51,13 @@ class TileKernel:
     ) -> Tensor:
         if attn_mask is not None:
             raise masked_error(self.name)
-        layout = self.video.layout(self.tile, query.shape[1] - math.prod(self.video.grid), query.device)
+        layout = self.video.layout(Layout, self.tile, query)
         packed = [layout.pack(tensor) for tensor in (query, key, value)]
         seen = with_others(self.choose(packed[0], packed[1], layout), layout)
         self.video.count(seen.sum() * (query.shape[0] // seen.shape[0]), query.shape[0] * seen[0].numel())
-        out = flex_attention(*packed, block_mask=block_mask(seen, layout), scale=scale, kernel_options=options(layout))
+        out = flex_attention(
+            *packed, block_mask=block_mask(seen, layout), scale=scale, kernel_options=options(layout.size)
+        )
         return layout.unpack(out)
 
     def with_lse(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,22 +77,7 @@ def block_mask(seen: Tensor, layout: Layout) -> BlockMask:
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return seen[b if seen.shape[0] > 1 else 0, h, i // size, j // size] & there[j]
 
-    (gaps, with_gaps), (whole, at_once) = (_ordered(part) for part in (seen & ~layout.whole, seen & layout.whole))
-    length = layout.blocks * size
-    return BlockMask.from_kv_blocks(
-        gaps, with_gaps, whole, at_once, BLOCK_SIZE=(size, size), mask_mod=visible, seq_lengths=(length, length)
-    )
-
-
-def _ordered(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks each block sees, and which: those first."""
-    first = seen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return seen.sum(-1, dtype=torch.int32), first.to(torch.int32)
-
-
-def options(layout: Layout) -> dict[str, int]:
-    """Of the compiled kernel: tiles that divide the blocks."""
-    return {"BLOCK_M": math.gcd(layout.size, 128), "BLOCK_N": math.gcd(layout.size, 64)}
+    return mask_of_blocks(seen, seen & layout.whole, size, visible)
 
 
 def windows(sizes: Sequence[Grid], tiles: Grid) -> Tensor:
@@ -303,8 +177,12 @@ def kept_of(tiles: int, sparsity: float) -> int:
     return max(1, math.ceil(round((1 - sparsity) * tiles, 6)))
 
 
-def tile_kernels(name: str, options: Mapping[str, Any], video: Video, heads: Sequence[int]) -> list[TileKernel]:
-    """The kernels of a denoiser's layers, which have so many heads each. Raises PlanError for a wrong mask file."""
+def tile_kernels(name: str, options: Mapping[str, Any], video: Video, heads: Sequence[int]) -> Sequence[Kernel]:
+    """The kernels of a denoiser's layers, which have so many heads each. Raises PlanError for a wrong mask file, and
+    for layers that none is left of.
+    """
+    if name == VMOBA:
+        return moba_kernels(options["moba_config"], video, len(heads))
     if name == "video_sparse_attn":
         return [TileKernel(name, video, CUBE, TopCubes(options["sparsity"]))] * len(heads)
     assert name == "sliding_tile_attn", name

@@ -3,7 +3,8 @@
 import torch
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
-from difftool.acceleration.attention import kernels, sparse
+from difftool.acceleration.attention import kernels, sparse, vmoba
+from difftool.acceleration.attention.video import Video
 from difftool.attention import BACKENDS
 from difftool.parallel.seam import Kernel
 from difftool.platforms.doctor import FAILURES, reason
@@ -31,4 +32,6 @@ def probe(name: str, device: torch.device, dtype: torch.dtype, head: int = 64) -
 def _kernel(name: str) -> Kernel:
     if not BACKENDS[name].tiles:
         return kernels.KERNELS[name]()
-    return sparse.TileKernel(name, sparse.Video(GRID), sparse.CUBE, sparse.TopCubes(0.0))
+    if name == vmoba.VMOBA:
+        return vmoba.MobaKernel(Video(GRID), (None, 3, 3), vmoba.Rule("topk", "query_head", 9, 1.0), 0)
+    return sparse.TileKernel(name, Video(GRID), sparse.CUBE, sparse.TopCubes(0.0))

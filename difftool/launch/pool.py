@@ -17,7 +17,7 @@ from difftool.launch.log import size, tail
 
 RANK = (sys.executable, "-m", "difftool.parallel.pool_rank")
 START_S = 300.0  # for ranks to start, beside the time a task may take
-OTHERS_S = 5.0  # for the other ranks to answer once one has failed: they may wait for it
+OTHERS_S = 20.0  # for the other ranks to answer once one has failed: they may wait for it
 GRACE_S = 2.0
 TICK_S = 0.2
 STACK_S = 2.0  # for a rank to begin to write its stacks

@@ -55,8 +55,9 @@ def remove_temporaries(folder: Path, *, since: Path) -> None:
     with contextlib.suppress(OSError):  # a folder that vanished holds none
         start = since.stat().st_mtime_ns
         for path in folder.rglob(f".*{TEMPORARY}"):
-            if path.stat().st_mtime_ns >= start and not _writer_lives(path):
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another run has just finished it
+                if path.stat().st_mtime_ns >= start and not _writer_lives(path):
+                    path.unlink(missing_ok=True)
 
 
 def _writer_lives(temporary: Path) -> bool:

@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed_ends_one_request_and_the_next_makes_the_same_pi
     pid = session._worker._worker._process.pid
 
     def kill(event):
-        if event.event == "step":
+        if event.event == "step" and event.step == 0:  # later ones may be heard when the process is gone
             os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(WorkerCrashed, match="killed by SIGKILL.* in denoising of item 0"):
@@ -106,4 +106,4 @@ assert not {"torch", "diffusers", "numpy", "PIL"} & set(sys.modules), "loading"
 
 def test_neither_the_import_nor_opening_a_session_imports_torch():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True, timeout=600)

@@ -26,7 +26,7 @@ def project(tmp_path_factory):
 
 def run(project, *command):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], cwd=project, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *command], cwd=project, env=env, capture_output=True, text=True, timeout=900)
 
 
 def test_its_files_are_in_the_style_of_the_project(project):

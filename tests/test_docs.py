@@ -82,7 +82,7 @@ def test_the_python_page_runs_from_top_to_bottom_and_prints_what_it_shows(tmp_pa
     script = "\n".join(text for place, text in blocks("python") if place.startswith("python.md:"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == [line.partition("# ")[2] for line in script.splitlines() if "print(" in line]

@@ -47,7 +47,7 @@ def project(tmp_path_factory):
 
 def run(project, *command):
     env = {**os.environ, "PYTHONPATH": str(project), "NO_COLOR": "1"}
-    return subprocess.run([sys.executable, *command], cwd=project, env=env, capture_output=True, text=True, timeout=500)
+    return subprocess.run([sys.executable, *command], cwd=project, env=env, capture_output=True, text=True, timeout=900)
 
 
 def test_its_recipe_plans_natively_and_the_model_is_listed(project):

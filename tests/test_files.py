@@ -6,7 +6,7 @@ import os
 import pytest
 
 from difftool.errors import OutputError
-from difftool.files import make_folder, place_new, write_atomic, write_temporary
+from difftool.files import TEMPORARY, make_folder, place_new, remove_temporaries, write_atomic, write_temporary
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -42,6 +42,16 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
         make_folder(tmp_path / "file" / "folder")
+
+
+def test_a_file_that_vanishes_keeps_no_other_from_being_removed(tmp_path):
+    (tmp_path / "plan.json").touch()
+    (tmp_path / f".gone.png.1{TEMPORARY}").symlink_to("nowhere")  # like one that another run finishes meanwhile
+    (tmp_path / "deeper").mkdir()
+    left = tmp_path / "deeper" / f".left.png.nobody{TEMPORARY}"
+    left.touch()
+    remove_temporaries(tmp_path, since=tmp_path / "plan.json")
+    assert not left.exists()
 
 
 def test_a_taken_name_stays_what_it_is(tmp_path):

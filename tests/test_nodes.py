@@ -80,7 +80,7 @@ def cluster(request):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
         )
         *out, codes = done.stdout.splitlines()
         return codes.removeprefix("codes: "), out, done.stderr

@@ -212,7 +212,7 @@ session.generate(prompt="a red circle", on_event=lambda event: event.event == "s
 def test_nothing_outlives_the_process_of_a_session(tmp_path, end, code):
     script = SCRIPT.format(tests=str(Path(__file__).parent), end=end)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     pid, folder = done.stdout.split()
     assert wait_until(lambda: gone(int(pid)))

@@ -19,7 +19,7 @@ def difftool(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -16,7 +16,7 @@ from difftool.launch.member import Member
 from difftool.launch.pipes import Pipes
 from difftool.launch.signals import SignalWatch
 
-SETTLE_S = 1.0  # for ranks to end by themselves once one has failed: the others lose a peer
+SETTLE_S = 2.0  # for ranks to end by themselves once one has failed: the others lose a peer
 POLL_S = 0.05
 
 

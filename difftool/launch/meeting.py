@@ -39,15 +39,16 @@ class Channel:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def read(self, seconds: float) -> list[dict[str, Any]]:
-        """Waits up to `seconds` for a message; all complete ones that are there."""
-        while not self.gone and select.select([self._connection], [], [], seconds)[0]:
-            seconds = 0.0
+        """Waits up to `seconds` for a whole message; all complete ones that are there."""
+        until = time.monotonic() + seconds
+        while not self.gone and select.select([self._connection], [], [], max(0.0, until - time.monotonic()))[0]:
             try:
                 data = self._connection.recv(1 << 16)
             except OSError:
                 data = b""
             self._pending += data
             self.gone = not data or len(self._pending) > MAX_MESSAGE
+            until = 0.0 if b"\n" in data else until
         *lines, self._pending = self._pending.split(b"\n")
         try:
             return [dict(json.loads(line)) for line in lines]

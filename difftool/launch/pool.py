@@ -11,15 +11,17 @@ from typing import Any
 
 from difftool.errors import DifftoolError, Stalled, WorkerCrashed
 from difftool.launch.agent import Agent
+from difftool.launch.child import POLL_S
 from difftool.launch.failure import describe_status
 from difftool.launch.log import size, tail
 
 RANK = (sys.executable, "-m", "difftool.parallel.pool_rank")
 START_S = 300.0  # for ranks to start, beside the time a task may take
-OTHERS_S = 5.0  # for the other ranks to answer once one has failed: they may wait for it
+OTHERS_S = 20.0  # for the other ranks to answer once one has failed: they may wait for it
 GRACE_S = 2.0
 TICK_S = 0.2
-STACK_S = 0.3
+STACK_S = 2.0  # for a rank to begin to write its stacks
+STACK_END_S = 0.3  # for it to end
 LOG_LINES = 60
 
 
@@ -60,7 +62,7 @@ class RankPool:
             agent, self._agent = self._agent, None
             agent.stop(GRACE_S)
 
-    def run(self, call: str, *, world: int | None = None, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
+    def run(self, call: str, *, world: int | None = None, timeout_s: float = 300.0, **arguments: Any) -> list[Any]:
         """Calls `package.module:function(world, **arguments)` in the first `world` ranks, by default in all of them.
 
         Returns what each returned, by rank. Raises RankFailed for the first rank that raised, WorkerCrashed for one
@@ -128,8 +130,11 @@ class RankPool:
         for rank in ranks:
             with self._log.open("a") as log:
                 log.write(f"rank {rank}:\n")
+            before, until = size(self._log), time.monotonic() + STACK_S
             agent.signal_rank(rank, signal.SIGUSR1)
-            agent.wait(STACK_S)
+            while size(self._log) == before and time.monotonic() < until:
+                agent.wait(POLL_S)
+            agent.wait(STACK_END_S)
         return _quoted(tail(self._log, LOG_LINES, start=start))
 
 

@@ -20,7 +20,7 @@ from difftool.launch.log import size
 from difftool.launch.node_group import NodeGroup
 
 SETTLE_S = 5.0  # between the first sign of a failure and the end of the ranks that do not end by themselves
-STACK_S = 1.0  # for one rank to begin to write its stacks
+STACK_S = 2.0  # for one rank to begin to write its stacks
 STACK_END_S = 0.2  # for it to end, before the next is asked
 
 
@@ -75,9 +75,10 @@ class RankGroup:
 
     def read_lines(self, seconds: float) -> list[bytes]:
         """The events of all ranks as they come; `finished` once, when every rank is; at most one `error`, the cause."""
-        early, self._early = self._early, []
+        early, self._early = [*self._early, *self._agent.read(0.0)], []
+        ended = self._ended()  # before reading: what they said before they ended is read now
         lines = self._sort([*early, *self._agent.read(0.0 if early else seconds)])
-        if self._status is None and self._in_trouble():
+        if self._status is None and self._in_trouble(ended):
             lines += self._settle()
         if len(self._finished) == self._agent.ranks and not self._done:
             self._done = True
@@ -115,10 +116,12 @@ class RankGroup:
                 passed.append(line)
         return passed
 
-    def _in_trouble(self) -> bool:
-        unfinished = [rank for rank in range(self._agent.ranks) if rank not in self._finished]
-        ended = self._agent.status() is not None or any(map(self._agent.gone, unfinished))
-        return bool(self._errors) or (bool(unfinished) and ended)
+    def _ended(self) -> set[int]:
+        ranks = range(self._agent.ranks)
+        return set(ranks) if self._agent.status() is not None else {rank for rank in ranks if self._agent.gone(rank)}
+
+    def _in_trouble(self, ended: set[int]) -> bool:
+        return bool(self._errors or ended - self._finished.keys())
 
     def _settle(self) -> list[bytes]:
         """Waits until all ranks have ended, and finds the cause."""

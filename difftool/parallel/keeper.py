@@ -18,6 +18,7 @@ import psutil
 from difftool.platforms.host import adopt_orphans, die_with_parent
 
 GRACE_S = 5
+REQUESTS = (signal.SIGTERM, signal.SIGALRM)
 
 
 class Keeper:
@@ -26,7 +27,11 @@ class Keeper:
     def __init__(self, command: Sequence[str]):
         adopt_orphans()
         self._asked = False
+        signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)  # a request waits until there is a child to pass it on to
         self._child = start(command)
+        for number in REQUESTS:
+            signal.signal(number, self.end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
 
     def outlive(self) -> int:
         """Waits until all have ended; the exit status of the command as a shell has it."""
@@ -55,6 +60,7 @@ def start(command: Sequence[str]) -> int:
     keeper = os.getpid()
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
         die_with_parent(keeper)
         try:
             os.execvp(command[0], command)
@@ -76,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="+")
     args = parser.parse_args(argv)
     keeper = Keeper(args.command)
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, keeper.end)
     die_with_parent(args.parent, signal.SIGTERM)
     return keeper.outlive()
 

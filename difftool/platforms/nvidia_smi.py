@@ -4,8 +4,10 @@ import contextlib
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import IO
 
 PROGRAM = "nvidia-smi"
 LIMITS = {  # its fields -> the keys of a dump's `env.device`
@@ -80,7 +82,7 @@ class Stream:
     """Readings of one device every PERIOD_MS, until `close`; none where nvidia-smi is missing."""
 
     def __init__(self, device: str):
-        self._readings: list[Reading] = []
+        self._readings: deque[Reading] = deque()
         self._process: subprocess.Popen[str] | None = None
         with contextlib.suppress(OSError):
             self._process = subprocess.Popen(
@@ -90,11 +92,12 @@ class Stream:
                 stderr=subprocess.DEVNULL,
                 text=True,
             )
-            threading.Thread(target=self._follow, daemon=True).start()
+            threading.Thread(target=self._follow, args=[self._process.stdout], daemon=True).start()
 
     def since(self, start: float) -> list[Reading]:
         """The readings from `start`, a perf_counter time, on; older ones are forgotten."""
-        self._readings = [reading for reading in self._readings if reading.time >= start]
+        while self._readings and self._readings[0].time < start:  # in place: the thread adds to it meanwhile
+            self._readings.popleft()
         return list(self._readings)
 
     def close(self) -> None:
@@ -104,10 +107,9 @@ class Stream:
             self._process.wait()
             self._process = None
 
-    def _follow(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
+    def _follow(self, stdout: IO[str]) -> None:
+        with stdout:
+            for line in stdout:
                 reading = parse(line, time.perf_counter())
                 if reading is not None:
                     self._readings.append(reading)

@@ -111,5 +111,5 @@ def test_inductor_makes_the_picture_of_torch(tmp_path):
     stages = {"denoising": {"compile": "regional"}, "decoding": {"compile": "full"}}
     dump, pixels = run(tmp_path / "compiled", stages=stages, num_inference_steps=4)
     assert set(dump["effective"]["compile"]) == {"status", "transformer", "vae"}
-    assert dump["measure"]["compile_ms"] > 1000
+    assert 0 < dump["measure"]["compile_ms"] < dump["measure"]["warmup_ms"][0]
     assert 0 < root_mean_square(pixels - expected) < 1e-3  # rounding, in another order

@@ -21,7 +21,7 @@ def ask(environment, *, cwd):
     names = ("COMP_WORDS", "COMP_CWORD", "_DIFFTOOL_BEFORE")
     clean = {name: value for name, value in os.environ.items() if name not in names}
     command = [sys.executable, "-m", "difftool"]
-    ran = subprocess.run(command, cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, timeout=600)
     assert ran.stderr == ""
     return ran
 
@@ -128,7 +128,7 @@ def in_bash(script, *, cwd, home):
     program.chmod(0o755)
     environment = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "HOME": str(home)}
     command = ["bash", "--norc", "-c", script]
-    ran = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -170,7 +170,7 @@ def test_completing_imports_nothing_heavy(tmp_path):
     heavy = ["torch", "numpy", "diffusers", "transformers", "huggingface_hub"]
     given = {**os.environ, **BASH_ASKS, "COMP_WORDS": "difftool\ngenerate\n", "COMP_CWORD": "2"}
     command = [sys.executable, "-c", code, *heavy]
-    ran = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=600)
     assert (ran.stderr, "builtin:shapes-image" in ran.stdout.split()) == ("[]\n", True)
 
 

@@ -147,13 +147,23 @@ def test_what_arrives_is_told_while_it_takes_long(difftool, fetcher, monkeypatch
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    on_disk = module.on_disk
+
+    def seen():
+        found = on_disk()
+        if found == 3_000_000:
+            (tmp_path / "seen").touch()
+        return found
+
+    monkeypatch.setattr(module, "on_disk", seen)
     monkeypatch.setattr(module, "EVERY_S", 0.05)
     monkeypatch.setattr(module, "PLAIN_EVERY_S", 0.0)
     blobs = tmp_path / f"models--{DEV.replace('/', '--')}" / "blobs"
     fetcher(
         f"import pathlib\nblobs = pathlib.Path({str(blobs)!r})\nblobs.mkdir(parents=True)\n"
         "(blobs / 'a.incomplete').write_bytes(bytes(3_000_000))\n"
-        f"time.sleep(1)\nprint(json.dumps({{'folder': {str(tmp_path)!r}, 'repositories': []}}))"
+        f"while not pathlib.Path({str(tmp_path / 'seen')!r}).exists(): time.sleep(0.05)\n"
+        f"print(json.dumps({{'folder': {str(tmp_path)!r}, 'repositories': []}}))"
     )
     answer = difftool("models", "fetch", DEV)
     assert answer.code == 0 and answer.out == f"{tmp_path}\n"

@@ -91,7 +91,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_ranks_that_share_a_compiled_denoiser_do_what_they_do_without(ranks, saved, layout):
     asked = {"case": "ltx", "folder": str(saved("ltx")), "mode": "regional", **layout}
-    answers = ranks.run("families.transformed:compiled", world=2, timeout_s=240, **asked)
+    answers = ranks.run("families.transformed:compiled", world=2, timeout_s=900, **asked)
     for answer in answers:
         assert answer["equal"] and answer["again"] and answer["graphs"] > 0 and answer["more graphs"] == 0
 

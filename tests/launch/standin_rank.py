@@ -1,7 +1,7 @@
 """A rank without a model: takes what the agent tells a rank, and behaves as its first argument says for its number.
 
 `fail@1` makes rank 1 do what `fail` says, while the others stay in the middle of an item, and `hang@1+work` while they
-go on with it.
+go on with it. Nobody does anything before all are in the middle of theirs.
 """
 
 import argparse
@@ -23,7 +23,9 @@ parser.add_argument("--ranks-folder", type=Path)
 parser.add_argument("--parent", type=int)
 TOLD = parser.parse_args()
 HERE = int(os.environ["RANK"])
-RANK = int(TOLD.beyond.split(":")[0]) + HERE
+FIRST, _, BEYOND = TOLD.beyond.partition(":")
+RANK, WORLD = int(FIRST) + HERE, int(BEYOND.partition(":")[0] or os.environ["WORLD_SIZE"])
+BROKEN = ".broken.difftool-tmp"  # the rank that broke the rope has said so
 
 
 def main() -> None:
@@ -54,57 +56,72 @@ def make(plan, send):
     send("item_started", **place, seed=item["seed"], phase="sample", sample=0, steps=2)
     send("stage_started", item=RANK, stage="denoising")
     send("step", item=RANK, step=0, steps=2)
-    Path(plan["output"]["dir"], f".{RANK}.png.difftool-tmp").write_bytes(b"half a picture")
-    time.sleep(0.5)  # so that every rank is in its item
-    BEHAVIOURS[what if who in ("", str(RANK)) else others or "wait"](send)
+    folder = Path(plan["output"]["dir"])
+    begun = [folder / f".{rank}.png.difftool-tmp" for rank in range(WORLD)]
+    begun[RANK].write_bytes(b"half a picture")
+    until_there(begun, send)
+    BEHAVIOURS[what if who in ("", str(RANK)) else others or "wait"](folder, send)
 
 
-def succeed(send):
+def until_there(files, send):
+    """Waits for what other ranks write, and is not silent meanwhile."""
+    while not all(file.exists() for file in files):
+        send("heartbeat")
+        time.sleep(0.05)
+
+
+def succeed(folder, send):
     send("item_finished", item=RANK, total_ms=50.0)
     send("finished")
 
 
-def raise_error(send, *, lost_peer=False):
-    time.sleep(0.2 if lost_peer else 0.0)
+def raise_error(folder, send, *, lost_peer=False):
+    if lost_peer:
+        until_there([folder / BROKEN], send)
     message = "Connection closed by peer" if lost_peer else "the rope broke"
     place = {"stage": "denoising", "item": RANK, "item_id": ("red", "blue", "third", "fourth")[RANK]}
     send("error", kind="ValueError", exit_code=1, message=message, **place, time=time.time(), lost_peer=lost_peer)
-    time.sleep(0.0 if lost_peer else 0.5)  # so that both are heard, the consequence too
+    if not lost_peer:
+        (folder / BROKEN).touch()
+        time.sleep(0.5)  # so that both are heard, the consequence too
     sys.exit(1)
 
 
-def wait(send):
+def wait(folder, send):
     """Ends like a worker whose peer is gone, or that is asked to end."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(130))
     if TOLD.behaviour.startswith("error"):
-        raise_error(send, lost_peer=True)
+        raise_error(folder, send, lost_peer=True)
     time.sleep(60)
 
 
-def hang_there(send):
+def hang_there(folder, send):
     time.sleep(60)
 
 
-def work(send):
+def work(folder, send):
     for step in range(600):
         send("step", item=RANK, step=step, steps=600)
         time.sleep(0.1)
 
 
-def work_a_while(send):
-    for step in range(50):
-        send("step", item=RANK, step=step, steps=50)
-        time.sleep(0.1)
-    succeed(send)
+def work_for(seconds):
+    def behave(folder, send):
+        for step in range(steps := 10 * seconds):
+            send("step", item=RANK, step=step, steps=steps)
+            time.sleep(0.1)
+        succeed(folder, send)
+
+    return behave
 
 
-def wait_deaf(send):
+def wait_deaf(folder, send):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
 
 
 def end_by(number):
-    def behave(send):
+    def behave(folder, send):
         print(f"last words of rank {RANK}", flush=True)
         os.kill(os.getpid(), number)
         time.sleep(60)
@@ -112,14 +129,15 @@ def end_by(number):
     return behave
 
 
-def leave_with_3(send):
+def leave_with_3(folder, send):
     print(f"last words of rank {RANK}", flush=True)
     os._exit(3)
 
 
 BEHAVIOURS = {
     "succeed": succeed,
-    "work-a-while": work_a_while,
+    "work-a-moment": work_for(1),
+    "work-a-while": work_for(5),
     "error": raise_error,
     "kill": end_by(signal.SIGKILL),
     "segfault": end_by(signal.SIGSEGV),

@@ -1,7 +1,9 @@
 """Several machines make one run: commands on this one, in folders of their own, with stand-in ranks."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -31,8 +33,11 @@ PROMPTS = ("-p", "a red circle", "-p", "a blue circle", "-p", "a red ring", "-p"
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """One that nobody gets meanwhile: those that systems choose by themselves are above 32767."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Machines:
@@ -43,7 +48,7 @@ class Machines:
         self.port = free_port()
         self.processes = []
 
-    def start(self, behaviour, *arguments, nodes=(0, 1), own=None, coming_s=60, **environment):
+    def start(self, behaviour, *arguments, nodes=(0, 1), own=None, coming_s=300, **environment):
         """`own` gives single nodes arguments of their own."""
         for node in nodes:
             place = self.folder / f"node-{node}"
@@ -66,7 +71,7 @@ class Machines:
 
     def ends(self):
         """Exit codes, stdout and stderr, by node."""
-        said = [process.communicate(timeout=90) for process in self.processes]
+        said = [process.communicate(timeout=300) for process in self.processes]
         for place, process in zip(sorted(self.folder.glob("node-*")), self.processes, strict=True):
             assert process.returncode == -signal.SIGKILL or not list(place.glob("difftool-ranks-*"))
         return [process.returncode for process in self.processes], [out for out, _ in said], [err for _, err in said]
@@ -140,7 +145,7 @@ def test_the_other_nodes_end_when_the_first_one_is_lost(machines):
     first, second = machines.start("wait", "--json")
     ranks = machines.until_step()
     first.kill()
-    assert second.wait(30) == 6
+    assert second.wait(60) == 6
     assert "error: node 0 of the 2 at 127.0.0.1" in second.stderr.read()
     assert wait_until(lambda: all(map(gone, ranks)))
 
@@ -222,7 +227,7 @@ def test_under_srun_the_recipe_need_not_say_which_node_this_is(machines):
         told = {"SLURM_PROCID": str(node), "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
         place = machines.folder / f"node-{node}"
         place.mkdir()
-        command = [sys.executable, str(PROCESS), "succeed", "60", "generate", "builtin:shapes-image", *PROMPTS]
+        command = [sys.executable, str(PROCESS), "succeed", "300", "generate", "builtin:shapes-image", *PROMPTS]
         given = ["--dp-size", "4", "--rdzv-endpoint", f"127.0.0.1:{machines.port}", "-o", str(machines.folder / "out")]
         environment = {**os.environ, **told, "PYTHONPATH": f"{TESTS.parent}", "TMPDIR": str(place)}
         machines.processes.append(
@@ -252,12 +257,22 @@ class Member:
     def answer(self, records):
         self.channel.send({"plan": self.plan.model_dump_json(by_alias=True), "todo": "{}", "records": str(records)})
         answers = []
-        assert wait_until(lambda: answers.extend(self.channel.read(0.1)) or answers)
+        assert wait_until(lambda: answers.extend(self.channel.read(0.1)) or answers, 60.0)
         self.channel.send({"end": 0})
         self.thread.join()
         self.channel.close()
         self.far.close()
         return answers[0]
+
+
+def test_a_message_that_comes_in_parts_is_waited_for():
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(b'{"node": ')
+        rest = threading.Timer(0.2, there.sendall, [b"1}\n"])
+        rest.start()
+        assert Channel(here).read(60.0) == [{"node": 1}]
+        rest.join()
 
 
 def test_a_node_that_writes_media_must_see_the_folder(tmp_path, monkeypatch):
@@ -281,10 +296,15 @@ def meeting(host="127.0.0.1", port=None):
     return NodeMeeting(Nodes(count=2, rank=0, host=host, port=port or free_port()))
 
 
+def listening():
+    found = psutil.Process().net_connections("inet")
+    return {connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN}
+
+
 def test_only_the_address_that_was_asked_for_listens():
-    with meeting():
-        listening = {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}
-        assert listening == {"127.0.0.1"}
+    before = listening()  # what other tests in this process may have left open
+    with meeting() as found:
+        assert listening() - before == {("127.0.0.1", found.nodes.port)}
 
 
 @pytest.mark.parametrize(

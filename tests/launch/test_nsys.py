@@ -48,7 +48,7 @@ class Recorded:
 
     def all_gone(self):
         pids = [event.pid for event in self.events if event.event == "started"]
-        return wait_until(lambda: all(map(gone, pids))) and descendants() <= self.before
+        return wait_until(lambda: all(map(gone, pids)) and descendants() <= self.before)
 
 
 def descendants() -> set[int]:
@@ -92,11 +92,11 @@ def test_a_report_that_takes_long_is_waited_for(recorded, monkeypatch):
 
 def test_a_report_that_is_not_there_is_an_error_with_the_way_out(recorded):
     with pytest.raises(OutputError) as caught:
-        recorded.run("succeed", delay=100)
+        recorded.run("succeed", delay=10_000)
     assert caught.value.message.startswith(f"nsys left no report {recorded.file}")
     log = recorded.records / "worker.log"
     assert caught.value.hint == (
-        f"the run may have ended before --delay 100; the outputs are made; nsys's log is {log}"
+        f"the run may have ended before --delay 10000; the outputs are made; nsys's log is {log}"
     )
 
 
@@ -137,15 +137,34 @@ def test_the_keeper_ends_when_all_it_started_has_ended(tmp_path):
     assert (tmp_path / "late").exists()
 
 
+SLOW = """
+import sys, time
+from difftool.parallel import keeper
+start = keeper.start
+keeper.start = lambda command: [start(command), time.sleep(1)][0]
+sys.exit(keeper.main())
+"""
+
+
+def test_a_request_while_the_keeper_starts_the_command_is_passed_on(tmp_path):
+    command = ["sh", "-c", f"echo ready > {tmp_path}/ready; exec sleep 60"]
+    keeper = subprocess.Popen([sys.executable, "-c", SLOW, *KEEPER[3:], *command])
+    assert wait_until((tmp_path / "ready").exists, 60.0)
+    (left,) = psutil.Process(keeper.pid).children()
+    keeper.terminate()
+    assert keeper.wait(60) == 128 + signal.SIGTERM
+    assert gone(left.pid)
+
+
 def test_the_keeper_kills_the_deaf_at_the_second_request(tmp_path):
     deaf = f"trap '' TERM; (sleep 60) & echo ready > {tmp_path}/ready; while true; do sleep 1; done"
     keeper = subprocess.Popen([*KEEPER, "setsid", "sh", "-c", deaf])
-    assert wait_until((tmp_path / "ready").exists)
+    assert wait_until((tmp_path / "ready").exists, 60.0)
     left = psutil.Process(keeper.pid).children(recursive=True)
     keeper.terminate()
     assert not wait_until(lambda: keeper.poll() is not None, 1.0)
     keeper.terminate()
-    assert keeper.wait(10) == 128 + signal.SIGKILL
+    assert keeper.wait(60) == 128 + signal.SIGKILL
     assert left and all(gone(process.pid) for process in left)
 
 
@@ -153,7 +172,7 @@ def test_the_keeper_and_all_it_keeps_end_with_the_launcher(tmp_path):
     kept = ["sh", "-c", f"setsid sleep 60 & echo ready > {tmp_path}/ready; exec sleep 60"]
     code = f"import os, subprocess; subprocess.run({[*KEEPER[:4]]!r} + [str(os.getpid()), '--', *{kept!r}])"
     launcher = subprocess.Popen([sys.executable, "-c", code])
-    assert wait_until((tmp_path / "ready").exists)
+    assert wait_until((tmp_path / "ready").exists, 60.0)
     left = psutil.Process(launcher.pid).children(recursive=True)
     launcher.kill()
     launcher.wait()

@@ -46,7 +46,7 @@ class World:
         self.temporary = temporary
         self.processes = []
 
-    def start(self, behaviour, *arguments, launcher="srun", size=2, own=None, coming_s=60, **environment):
+    def start(self, behaviour, *arguments, launcher="srun", size=2, own=None, coming_s=300, **environment):
         """`own` gives single ranks arguments of their own."""
         for rank in range(size):
             variables = {name: str(value) for name, value in told(launcher, rank, size).items()}
@@ -66,14 +66,15 @@ class World:
 
     def ends(self):
         """Exit codes, stdout and stderr, by rank."""
-        said = [process.communicate(timeout=60) for process in self.processes]
+        said = [process.communicate(timeout=300) for process in self.processes]
         assert not any(self.temporary.iterdir())
         return [process.returncode for process in self.processes], [out for out, _ in said], [err for _, err in said]
 
     def until_step(self):
         """Reads the events of a run in the middle of its items; the process ids of the two ranks."""
-        heard = [json.loads(self.processes[0].stdout.readline()) for _ in range(8)]
-        assert [event["event"] for event in heard].count("step") == 2, heard
+        heard = []
+        while [event["event"] for event in heard].count("step") < 2:
+            heard.append(json.loads(self.processes[0].stdout.readline()))
         return [event["pid"] for event in heard if event["event"] == "started"]
 
 
@@ -164,10 +165,10 @@ def test_a_process_that_is_killed_is_a_rank_that_died_whatever_the_launcher_does
     """torchrun ends the others as soon as it sees that one has died."""
     first, second = world.start("wait", "--dp-size", "2", "--json")
     ranks = world.until_step()
-    killed = time.monotonic()
     second.kill()
+    second.wait()
+    killed = time.monotonic()
     if then is not None:
-        time.sleep(0.1)
         first.send_signal(then)
     codes, _, err = world.ends()
     assert codes == [6, -9]
@@ -179,9 +180,10 @@ def test_a_process_that_is_killed_is_a_rank_that_died_whatever_the_launcher_does
 def test_the_others_end_when_the_first_process_is_killed(world):
     first, second = world.start("wait", "--dp-size", "2", "--json")
     ranks = world.until_step()
-    killed = time.monotonic()
     first.kill()
-    out, err = second.communicate(timeout=30)
+    first.wait()
+    killed = time.monotonic()
+    out, err = second.communicate(timeout=60)
     assert second.returncode == 6 and json.loads(out)["kind"] == "WorkerCrashed"
     assert err == (
         "error: rank 0's process, of the 2 that srun started, ended without a word\n"
@@ -224,7 +226,7 @@ def test_a_process_that_does_not_come_is_told(world):
 def test_a_first_process_that_does_not_come_is_told(world):
     first, second = world.start("succeed", "--dp-size", "2", coming_s=3)
     first.kill()
-    _, err = second.communicate(timeout=30)
+    _, err = second.communicate(timeout=60)
     assert second.returncode == 6
     assert err.startswith("error: rank 0 of the 2 that srun started did not come in 3 s\n")
 
@@ -337,8 +339,8 @@ sys.stdin.read()
 
 
 def test_the_folder_of_a_killed_launcher_goes_with_the_next_one(temporary):
-    command = [sys.executable, "-c", HOLDER, str(temporary)]
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, env={**os.environ, "PYTHONPATH": "."}) as holder:
+    command, here = [sys.executable, "-c", HOLDER, str(temporary)], {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=here) as holder:
         left = Path(holder.stdout.readline().strip())
         PrivateFolder().remove()
         assert left.exists()

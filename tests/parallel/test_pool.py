@@ -1,7 +1,7 @@
 """A pool of ranks answers, survives what fails in it, and starts again after what it cannot survive."""
 
-import psutil
 import pytest
+from launch.test_run import gone
 
 from difftool.errors import Stalled, WorkerCrashed
 from difftool.launch.pool import RankFailed
@@ -51,15 +51,15 @@ def test_a_rank_that_dies_is_told_and_the_next_task_starts_new_ones(ranks):
     pids = [answer[2] for answer in ranks.run("parallel.bodies:place")]
     with pytest.raises(WorkerCrashed, match="rank 1 exited with status 3"):
         ranks.run("parallel.bodies:crash", rank=1)
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert all(map(gone, pids))
     assert ranks.run("parallel.bodies:total", value=0) == [6.0] * 4
 
 
 @pytest.mark.slow
 def test_a_hanging_rank_is_ended_with_its_stack(ranks):
     ranks.run("parallel.bodies:place")
-    with pytest.raises(Stalled, match="no answer from rank 3 in 1 s") as caught:
-        ranks.run("parallel.bodies:hang", rank=3, timeout_s=1.0)
+    with pytest.raises(Stalled, match="no answer from rank 3 in 5 s") as caught:
+        ranks.run("parallel.bodies:hang", rank=3, timeout_s=5.0)
     assert "in hang" in caught.value.message
     assert ranks.run("parallel.bodies:total", value=0) == [6.0] * 4
 

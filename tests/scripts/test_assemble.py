@@ -15,7 +15,7 @@ SHAPES = ROOT / "difftool" / "builtin" / "shapes-image"
 def assemble(folder, *arguments):
     command = [sys.executable, ROOT / "scripts" / "assemble_checkpoint.py", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_parts_of_several_folders_make_a_sound_checkpoint(tmp_path):

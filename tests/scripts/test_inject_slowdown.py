@@ -40,12 +40,12 @@ def test_a_worker_waits_a_share_of_each_step_and_others_do_not(tmp_path, monkeyp
     from inject_slowdown import make_environment
 
     python = make_environment(tmp_path, 0.05, awake=awake)
-    done = subprocess.run([python, "-c", STEPS, argument], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([python, "-c", STEPS, argument], capture_output=True, text=True, timeout=600)
     assert json.loads(done.stdout) == [slept, 3, clock], done.stderr
 
 
 def test_it_ends_with_what_bench_ends_with(tmp_path):
     command = [sys.executable, ROOT / "scripts" / "inject_slowdown.py", "builtin:no-such-model", "-p", "x", "--quiet"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == "a wait of 5 % in every step: exit code 2"

@@ -11,7 +11,7 @@ from tiny import ROOT
 def trained(folder):
     tiny = ("--pictures", "50", "--steps", "2", "--batch", "4")
     command = [sys.executable, "-W", "ignore", ROOT / "scripts" / "train_lora.py", "--style", "night", "--out", folder]
-    ran = subprocess.run([*map(str, command), *tiny], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    ran = subprocess.run([*map(str, command), *tiny], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
     return folder / "night.safetensors"
 

@@ -11,9 +11,12 @@ timed apart. Every arm leaves a perf dump with its raw samples, which `difftool 
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +33,45 @@ from difftool.profiling.environment import describe_environment
 from difftool.profiling.telemetry import Watch, watching
 from difftool.report.perf import write_perf
 
-NO_DEVICE = "it measures a CUDA device, and torch finds none here"
+NO_DEVICE = "true shapes are measured on a CUDA device, and there is none here"
 WAY_OUT = "run it on a machine with a GPU of 80 GB, or try the code with --tiny --device cpu"
 SECONDS = {"s": 1.0, "m": 60.0}
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own, read whenever it compiles
 
 
 def main(argv: list[str] | None = None) -> int:
     """0, 1 where arms did not compute the same, or 2 where nothing can be measured."""
     arguments = parsed(argv)
-    if not arguments.tiny and not torch.cuda.is_available():
+    platform = found_platform(arguments.device)
+    if platform is None or platform.name == "cpu" and not arguments.tiny:
         print(f"error: {NO_DEVICE}\n{WAY_OUT}", file=sys.stderr)
         return 2
     budget = Budget(arguments.max_time)
-    try:
-        platform = current(arguments.device)
-    except PlanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     if platform.name == "cpu":
         torch.set_num_threads(1)  # tiny operators are too small to be split
-    with watching(platform) as watch:
+    with watching(platform) as watch, empty_compile_cache():
         return measure(arguments, budget, platform, watch)
+
+
+def found_platform(device: str) -> Platform | None:
+    """The device, where it is here."""
+    try:
+        return current(device)
+    except PlanError:
+        return None
+
+
+@contextmanager
+def empty_compile_cache() -> Iterator[None]:
+    """What was compiled in earlier calls is not found again: a first run is a first run."""
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(CACHE)
+            os.environ |= {} if before is None else {CACHE: before}
 
 
 def measure(arguments: argparse.Namespace, budget: Budget, platform: Platform, watch: Watch) -> int:
@@ -61,9 +82,12 @@ def measure(arguments: argparse.Namespace, budget: Budget, platform: Platform, w
         if budget.left() <= 0:
             unreached = names[position:]
             break
-        found = bench_model(name, arguments, budget.share(len(names) - position), platform, watch)
-        wrong += faults(found)
-        sections.append(table(found))
+        try:
+            found = bench_model(name, arguments, budget.share(len(names) - position), platform, watch)
+            wrong += faults(found)
+            sections.append(table(found))
+        except torch.OutOfMemoryError as error:
+            sections.append(f"## {name}\n\nNot measured: {str(error).partition('. ')[0]}.\n")
         write_page(arguments, sections, environment, names[position + 1 :])
         torch._dynamo.reset()  # graphs hold on to the weights that they were made with
         platform.free_memory()

@@ -116,7 +116,12 @@ class Race:
             if self.budget.left() <= 0:
                 self._leave_out(arm.name, OUT_OF_TIME)
                 continue
-            runner, latents = self._cold(arm)
+            try:
+                runner, latents = self._cold(arm)
+            except (DifftoolError, RuntimeError) as error:  # as torch reports what it cannot compile, compute or hold
+                self._leave_out(arm.name, f"its first run fails: {str(error).strip().partition(chr(10))[0]}")
+                self.bench.platform.free_memory()
+                continue
             expected = latents if expected is None else expected
             runner.difference = distance(latents, expected)
             self._turn(runner, None)

@@ -103,9 +103,13 @@ def _row(each: Mapping[str, Any], ratios: Mapping[str, Any], stock: Sequence[str
         "" if rate is None else f"{rate / TERA:.3g}",
         "" if mfu is None else f"{100 * mfu:.0f} %",
         *times,
-        f"{each['first_run_ms'] / 1e3:.1f} s",
+        _first(each["first_run_ms"] / 1e3, each["compile_ms"] / 1e3),
         f"{each['difference']:.1g}",
     ]
+
+
+def _first(seconds: float, compiling: float) -> str:
+    return f"{seconds:.1f} s" + (f", {compiling:.1f} s to compile" if compiling else "")
 
 
 def _interval(summary: Mapping[str, Any]) -> str:

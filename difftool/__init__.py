@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from difftool import errors
     from difftool.recipe.schema import Recipe
-    from difftool.session import Result, Session, load
+    from difftool.session import Profiled, Result, Session, load
 
-__all__ = ["Recipe", "Result", "Session", "__version__", "errors", "load"]
+__all__ = ["Profiled", "Recipe", "Result", "Session", "__version__", "errors", "load"]
 
 _HOMES = {
+    "Profiled": "difftool.session",
     "Recipe": "difftool.recipe.schema",
     "Result": "difftool.session",
     "Session": "difftool.session",

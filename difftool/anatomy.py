@@ -4,6 +4,7 @@ A family describes one forward; nothing here knows a family, and nothing imports
 ("image", "text"); the stream "sample" is what is computed once for a sample, "times" once for each time it is told.
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -199,6 +200,13 @@ class Cost:
     joint: bool = False
     exact: bool = True
     further: Callable[[Mapping[str, Any]], Mapping[str, range]] = field(default=no_further)
+
+
+def published_cost(where: str) -> Cost:
+    """A family's, by the "module:NAME" of its facts."""
+    module, _, name = where.partition(":")
+    found: Cost = getattr(importlib.import_module(module), name)
+    return found
 
 
 def latent_grid(values: Mapping[str, Any], side: int, frames: int = 1) -> tuple[int, int, int]:

@@ -21,7 +21,9 @@ from difftool.parallel.world import World
 from difftool.pipeline.assemble import Assembled, assemble
 from difftool.pipeline.batch import Batch
 from difftool.pipeline.encodings import Encodings
+from difftool.pipeline.flops import block_shares, denoiser_calls, item_flops
 from difftool.pipeline.stage import Context
+from difftool.planning.communication import Forward, joins_branches
 from difftool.planning.loading import loading
 from difftool.planning.naming import nsys_report, recorded_file
 from difftool.planning.plan import Item, Plan
@@ -33,12 +35,13 @@ from difftool.profiling.exhausted import memory_told
 from difftool.profiling.gathering import gather_measurements
 from difftool.profiling.judges import open_judges
 from difftool.profiling.recording import Recording, build_dump
-from difftool.profiling.reuse import block_shares, check_hits
+from difftool.profiling.reuse import check_hits
 from difftool.profiling.telemetry import Watch, watching
 from difftool.profiling.timers import Timer
 from difftool.profiling.tracing import TracingTimer
+from difftool.report.peaks import peak_of_ranks
 from difftool.report.perf import Failure, write_perf
-from difftool.report.reuse import StepKind, with_shares
+from difftool.report.reuse import CacheUse, with_shares
 from difftool.stages.text_encoding import encoding_key, texts_to_encode
 
 REQUEST_KEYS = ("height", "width", "num_frames", "fps", "num_inference_steps", "max_sequence_length") + (
@@ -123,6 +126,7 @@ def run_plan(plan_file: Path, notify: Progress, started: float, world: World, ke
             assert kept.loading == loading(plan), "another model came to a worker that has one"
             kept.assembled = kept.assembled.with_loras(plan, notify)
         recording.effective = kept.assembled.effective
+        recording.peak_flops = _peak_flops(plan, kept.assembled, platform)
         assert kept.mesh is not None
         _run_items(plan, todo, kept.assembled, kept.mesh, notify, recording, kept.watch)
         recording.effective = kept.assembled.told()
@@ -257,13 +261,16 @@ def _run_item(
         recording.keep_profile(ctx.timer.profile, snapshot)
     recording.sent(ctx.mesh.traffic())
     reused = ctx.encodings.reused if ctx.encodings is not None else []
-    kinds = _kinds(assembled, recording, position, repeat)
+    calls = _calls(assembled, plan, position, batch)
+    use = _reuse(assembled, recording, calls, position, repeat)
+    flops = item_flops(calls, part=1.0 if use is None else use.computed_part)
     ctx.notify("save_started", stage="save")
     start = time.perf_counter()
     saved = _save(plan, todo, position, batch) if repeat == 0 and ctx.mesh.leads else []
     save_ms = (time.perf_counter() - start) * 1e3
-    measured = {"save_ms": save_ms, "telemetry": telemetry, "reused": reused, "kinds": kinds}
-    recording.add(position, repeat, ctx.timer.timings, saved, **measured)
+    measured = {"save_ms": save_ms, "telemetry": telemetry, "reused": reused, "flops": flops}
+    kinds = () if use is None else use.kinds
+    recording.add(position, repeat, ctx.timer.timings, saved, **measured, kinds=kinds)
     for file in saved:
         ctx.notify("output", path=str(file.path), sha256=file.sha256, size=file.size)
     if repeat == 0 and ctx.mesh.leads:
@@ -292,21 +299,39 @@ def _snapshot_file(plan: Plan, recording: Recording) -> Path | None:
     return recorded_file(plan, recording.run_id, f"memory-global-rank{recording.rank}.pickle")
 
 
-def _kinds(assembled: Assembled, recording: Recording, position: int, repeat: int) -> Sequence[StepKind]:
-    """Which steps of the sample were reused, kept with all that the caches did; nothing where there are none.
+def _calls(assembled: Assembled, plan: Plan, position: int, batch: Batch) -> tuple[Forward, ...]:
+    """The denoiser's forwards of an item that was made, as its family counts them; nothing where it does not, or where
+    kernels leave out parts of a video.
+    """
+    if (config := assembled.config) is None or assembled.videos:
+        return ()
+    joined = assembled.joined and joins_branches(plan.degrees)
+    return denoiser_calls(config, assembled.components, batch, plan.items[position].sampling, joined=joined)
 
-    Raises PlanError where they did less than was asked for.
+
+def _reuse(
+    assembled: Assembled, recording: Recording, calls: Sequence[Forward], position: int, repeat: int
+) -> CacheUse | None:
+    """What the caches did for the sample, which is kept; None where there are none. Raises PlanError where they did
+    less than was asked for.
     """
     if assembled.cache is None:
-        return ()
-    assert assembled.config is not None
-    config, item = assembled.config, recording.plan.items[position]
-    known = config.configs(assembled.components)
-    configs = {**known, "index": {**known["index"], "_class_name": config.pipeline_class}}
-    use = with_shares(assembled.cache.used(), block_shares(config.facts.cost, configs, item))
+        return None
+    use = with_shares(assembled.cache.used(), block_shares(calls[0].anatomy) if calls else None)
     recording.caches.append(use.model_copy(update={"item": position, "repeat": repeat}))
     check_hits(use, recording.plan.recipe["cache"])
-    return use.kinds
+    return use
+
+
+def _peak_flops(plan: Plan, assembled: Assembled, platform: Platform) -> float | None:
+    """What the ranks that make an item could compute a second at most, in their denoiser's precision; None where that
+    is not published, and for quantized layers, whose peak is another.
+    """
+    if assembled.config is None or "quantization" in assembled.effective:
+        return None
+    names = [name for name in assembled.config.roles["denoising"] if getattr(assembled.components, name) is not None]
+    used = {str(assembled.effective["precision"][name]) for name in names}
+    return peak_of_ranks(str(platform.describe()["name"]), used, ranks=plan.degrees.num_gpus // plan.degrees.dp)
 
 
 def _save(plan: Plan, todo: Todo, position: int, batch: Batch) -> list[Saved]:

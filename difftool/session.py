@@ -23,12 +23,12 @@ from difftool.launch.signals import SignalWatch
 from difftool.planning.loras import nickname_of
 from difftool.planning.make import make_plan
 from difftool.planning.outputs import RunOptions
-from difftool.planning.plan import Plan
+from difftool.planning.plan import Plan, ProfilePlan
 from difftool.planning.todo import raw_file
 from difftool.recipe.load import Loaded, Override, lay_over, load_recipe
 from difftool.recipe.sampling import PromptsFile
 from difftool.recipe.schema import Recipe
-from difftool.report.perf import PerfDump, read_perf
+from difftool.report.perf import KernelTime, PerfDump, read_perf
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,6 +53,20 @@ class Result:
     paths: list[Path]
     seeds: list[int]
     perf: PerfDump
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What one `profile` recorded of its first item, and its ordinary `result`, whose times hold the profiler's own.
+
+    `traces` are a file of every rank, for https://ui.perfetto.dev; `kernels` the longest operations of the first rank,
+    longest first, and `kinds_ms` where its time went, in milliseconds. `result.perf.profile` says which steps.
+    """
+
+    result: Result
+    traces: list[Path]
+    kernels: list[KernelTime]
+    kinds_ms: dict[str, float]
 
 
 def load(
@@ -96,16 +110,33 @@ class Session:
         usable; the next request loads the model again if the worker has ended.
         """
         with self._turn():
-            if not self._end.alive:
-                raise DifftoolError("the session is closed", hint="difftool.load opens another one")
-            self._count += 1
-            folder = self._folder / str(self._count)
-            plan = _plan(lay_over(self._loaded, [*self._loras, *_changes(sampling)]), folder)
-            raw = str(folder / "raw")
-            run = self._supervised(plan, launch.open_records(plan, raw_dir=raw), on_event or _ignore)
-            result = _result(plan, run, raw)
+            folder, changes = self._next_folder(), _changes("generate", sampling)
+            result, _ = self._made(changes, folder, on_event or _ignore)
             shutil.rmtree(folder, ignore_errors=True)
             return result
+
+    def profile(
+        self,
+        steps: int | None = None,
+        *,
+        all_stages: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+        **sampling: object,
+    ) -> Profiled:
+        """Does what `generate` does under torch's profiler, which records the first item of every rank: so many
+        denoising steps after the first one, 5 unless given, or with `all_stages` everything.
+
+        The traces lie in `output.dir` where the recipe has an `output` section, else in the session's temporary folder
+        until it is closed. Raises what `generate` does, and RecipeError for a request that would record nothing.
+        """
+        recorded = _what_to_record(steps, all_stages=all_stages)
+        with self._turn():
+            folder, changes = self._next_folder(), _changes("profile", sampling)
+            result, records = self._made(changes, folder, on_event or _ignore, recorded)
+            profile = result.perf.profile
+            assert profile is not None, records
+            traces = [(records / trace.path).resolve() for trace in profile.traces]
+            return Profiled(result, traces, profile.kernels, profile.kinds_ms)
 
     def set_lora(
         self,
@@ -148,6 +179,27 @@ class Session:
     ) -> None:
         self.close()
 
+    def _next_folder(self) -> Path:
+        """For what is temporary of the next request. Raises DifftoolError in a session that is closed."""
+        if not self._end.alive:
+            raise DifftoolError("the session is closed", hint="difftool.load opens another one")
+        self._count += 1
+        return self._folder / str(self._count)
+
+    def _made(
+        self,
+        changes: list[Override],
+        folder: Path,
+        on_event: Callable[[Event], None],
+        recorded: ProfilePlan | None = None,
+    ) -> tuple[Result, Path]:
+        """The result of one request, and the folder of its records."""
+        plan, raw = _plan(lay_over(self._loaded, [*self._loras, *changes]), folder, recorded), folder / "raw"
+        records = launch.open_records(plan, raw_dir=str(raw))
+        result = _result(plan, self._supervised(plan, records, on_event), str(raw))
+        shutil.rmtree(raw, ignore_errors=True)
+        return result, records
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
         if self._turn_of == threading.get_ident():
@@ -178,8 +230,19 @@ def _source(recipe: str | os.PathLike[str] | Mapping[str, object] | Recipe) -> s
     return {key: _plain(value) for key, value in recipe.items()} if isinstance(recipe, Mapping) else os.fspath(recipe)
 
 
-def _changes(sampling: Mapping[str, object]) -> list[Override]:
-    return [Override(f"sampling.{key}", _plain(value), f"generate({key}=…)") for key, value in sampling.items()]
+def _changes(called: str, sampling: Mapping[str, object]) -> list[Override]:
+    return [Override(f"sampling.{key}", _plain(value), f"{called}({key}=…)") for key, value in sampling.items()]
+
+
+def _what_to_record(steps: int | None, *, all_stages: bool) -> ProfilePlan:
+    """Raises RecipeError for arguments that would do nothing."""
+    if steps is None:
+        return ProfilePlan(all_stages=all_stages)
+    if all_stages:
+        raise RecipeError("profile(all_stages=True) records every step; leave steps out")
+    if steps < 1:
+        raise RecipeError(f"profile(steps={steps}) records nothing; use 1 or more")
+    return ProfilePlan(steps=steps)
 
 
 def _lora_entries(
@@ -233,10 +296,10 @@ def _check(loaded: Loaded) -> None:
             raise RecipeError(lasting, hint=error.hint) from None
 
 
-def _plan(loaded: Loaded, folder: Path) -> Plan:
-    """Files are written as the recipe's `output` section says; without one, `folder` holds the records."""
+def _plan(loaded: Loaded, folder: Path, recorded: ProfilePlan | None) -> Plan:
+    """Files are written as the recipe's `output` section says; without one, `folder` holds the records, and traces."""
     writes = any(key.partition(".")[0] == "output" for key in loaded.provenance)
-    options = RunOptions(output_dir=None if writes else str(folder), save_output=writes)
+    options = RunOptions(output_dir=None if writes else str(folder), save_output=writes, profile=recorded)
     return make_plan(_without_stdin(loaded), run=options)
 
 

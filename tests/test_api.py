@@ -1,6 +1,8 @@
 """The Python interface with the built-in model: the command's own bytes, one load for many requests, and recovery."""
 
+import gzip
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -107,3 +109,28 @@ assert not {"torch", "diffusers", "numpy", "PIL"} & set(sys.modules), "loading"
 def test_neither_the_import_nor_opening_a_session_imports_torch():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_profile_is_of_the_loaded_model_and_leaves_it_as_it_was(session):
+    plain = session.generate(prompt="a red circle", seed=7)
+    found = session.profile(steps=2, prompt="a red circle", seed=7)
+    assert found.result.images[0].tobytes() == plain.images[0].tobytes() and found.result.perf.measure.load_ms == 0.0
+    (trace,), profile = found.traces, found.result.perf.profile
+    assert trace.is_relative_to(session._folder)  # which goes when the session is closed
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {event["name"] for event in events if str(event.get("name")).startswith("step: ")}
+    assert steps == {"step: 1", "step: 2"} and profile.steps == [1, 2]
+    assert found.kernels == profile.kernels and found.kernels[0].ms >= found.kernels[-1].ms > 0
+    assert found.kinds_ms == profile.kinds_ms and found.kinds_ms["matmul"] > 0
+    again = session.generate(prompt="a red circle", seed=7)
+    assert again.perf.profile is None and again.images[0].tobytes() == plain.images[0].tobytes()
+
+
+@pytest.mark.slow
+def test_traces_lie_where_the_output_section_says(tmp_path):
+    recipe = {"model": "builtin:shapes-image", "sampling": {"num_inference_steps": 2}, "output": {"dir": tmp_path}}
+    with package.load(recipe) as session:
+        found = session.profile(all_stages=True, prompt="a red circle")
+    assert found.traces[0].parent == tmp_path and found.traces[0].exists() and found.result.paths[0].exists()
+    assert "text_encoding" in found.result.perf.profile.stages

@@ -110,6 +110,8 @@ def test_the_dump_holds_the_whole_run(red):
     encoding = {"text_encoder": "torch_sdpa", "text_encoder_2": "torch_sdpa"}
     assert dump.effective["attention"] == {"status": "applied", "transformer": {"self": "torch_sdpa"}, **encoding}
     assert dump.samples[0].peak_memory_mb > 100
+    assert dump.samples[0].flops == dump.cost.flops > 20 * 1e6  # the model that ships makes millions in a step
+    assert dump.cost.peak_flops is None and dump.cost.mfu is None  # of a CPU nothing is published
     assert (red / dump.samples[0].outputs[0].path).resolve() == (red / "red.png").resolve()
 
 

@@ -100,6 +100,21 @@ def test_standard_input_is_not_read(session):
         session.generate(prompts={"file": "-"})
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "profile(steps=0) records nothing; use 1 or more"),
+        ({"steps": 3, "all_stages": True}, "profile(all_stages=True) records every step; leave steps out"),
+        ({"num_inference_steps": 1}, "sampling.num_inference_steps=1 leaves no step to record after the one to warm "),
+        ({"promt": "x"}, "profile(promt=…): error: sampling.promt: unknown recipe key"),
+    ],
+)
+def test_a_profile_that_would_record_nothing_is_refused_and_costs_nothing(session, given, message):
+    with pytest.raises(RecipeError) as caught:
+        session.profile(**{"prompt": "a red circle", **given})
+    assert message in str(caught.value) and session._worker._worker is None
+
+
 def test_a_second_thread_waits_for_the_first(session):
     spans = []
 

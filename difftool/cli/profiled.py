@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from difftool.planning.plan import ProfilePlan
     from difftool.report.perf import Profile
 
-STEPS = 5
 TimestepsFlag = Annotated[
     int | None,
     typer.Option(
@@ -75,7 +74,7 @@ def what_torch_records(window: Window, *, steps: int | None, all_stages: bool) -
         raise UsageError("--profile-all-stages records every step", hint="leave --num-profiled-timesteps out")
     if steps is not None and steps < 1:
         raise UsageError(f"--num-profiled-timesteps {steps} records nothing", hint="use 1 or more")
-    return ProfilePlan(steps=STEPS if steps is None else steps, all_stages=all_stages)
+    return ProfilePlan(all_stages=all_stages) if steps is None else ProfilePlan(steps=steps)
 
 
 def what_nsys_records(window: Window, *, steps: int | None, all_stages: bool) -> "ProfilePlan":
@@ -89,7 +88,7 @@ def what_nsys_records(window: Window, *, steps: int | None, all_stages: bool) ->
     for flag, seconds in window.given.items():
         if seconds < 1:
             raise UsageError(f"{flag} {seconds} is no number of seconds", hint="use 1 or more, or leave it out")
-    return ProfilePlan(tool="nsys", steps=STEPS, all_stages=True, delay=window.delay, duration=window.duration)
+    return ProfilePlan(tool="nsys", all_stages=True, delay=window.delay, duration=window.duration)
 
 
 def _of_torch(steps: int | None, all_stages: bool) -> str | None:

@@ -92,6 +92,11 @@ class PipelineConfig(ABC):
     def make_branches(self, components: Components, batch: Batch, device: torch.device) -> tuple[Branch, ...]:
         """Positive first. Everything that no step changes is computed here, once."""
 
+    def text_tokens(self, branch: Branch) -> Sequence[int]:
+        """Of each sample of a branch; nothing where it is not known, and taken for the longest text of the request."""
+        texts = branch.kwargs.get("encoder_hidden_states")
+        return (texts.shape[1],) * len(texts) if isinstance(texts, Tensor) else ()
+
     def loop_constants(self, components: Components, batch: Batch) -> AbstractContextManager[None]:
         """Holds values the denoiser would compute again at every step, for the time of the loop."""
         return nullcontext()

@@ -86,15 +86,18 @@ class ForeignPipeline:
     def components(self) -> Components:
         return Components(dict(self.pipe.components), self.pipe)
 
-    @torch.no_grad()
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """One timed sample."""
+        return replace(batch, pixels=self.made(batch, ctx, read=as_pixels))
+
+    @torch.no_grad()
+    def made(self, batch: Batch, ctx: Context, *, read: Callable[[Any], Tensor]) -> Tensor:
+        """What `read` finds in the output of one timed sample."""
         arguments = self.arguments(batch)
         with ctx.timer.sample():
             watch = Watch(ctx, sees_forwards=bool(self._modules("denoising")))
             with self._watched(watch, batch):
-                pixels = as_pixels(self._call(arguments))
-            return replace(batch, pixels=pixels)
+                return read(self._call(arguments))
 
     def _call(self, arguments: Mapping[str, Any]) -> Any:
         try:

@@ -170,7 +170,8 @@ def _profile_problems(profile: ProfilePlan | None, items: Sequence[Item]) -> lis
     if profile is None or profile.all_stages or all(item.sampling["num_inference_steps"] > 1 for item in items):
         return []
     key = "sampling.num_inference_steps"
-    return [Problem(key, f"{key}=1 leaves no step to record after the one to warm up; use --profile-all-stages")]
+    message = f"{key}=1 leaves no step to record after the one to warm up; record all stages (--profile-all-stages)"
+    return [Problem(key, message)]
 
 
 def _located(problems: Sequence[Problem], loaded: Loaded) -> RecipeError:

@@ -262,8 +262,8 @@ class ProfilePlan(Frozen):
     processes. `memory_snapshot`: what the CUDA allocator does for the first item.
     """
 
-    steps: int
-    all_stages: bool
+    steps: int = 5
+    all_stages: bool = False
     tool: Literal["torch", "nsys"] = "torch"
     delay: int | None = None
     duration: int | None = None

@@ -3,12 +3,11 @@
 Parameters, FLOPs and communication are counted; activations and times are estimates, by assumptions that are named.
 """
 
-import importlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from difftool.anatomy import Anatomy, Cost, Request
+from difftool.anatomy import Anatomy, Cost, Request, published_cost
 from difftool.planning.checkpoint import Checkpoint
 from difftool.planning.communication import (
     Asked,
@@ -37,7 +36,7 @@ def predict(
     if checkpoint.family.cost is None:
         return None
     try:
-        return _predict(_cost(checkpoint.family.cost), checkpoint, degrees, values, recipe)
+        return _predict(published_cost(checkpoint.family.cost), checkpoint, degrees, values, recipe)
     except KeyError:
         return None
 
@@ -48,7 +47,7 @@ def anatomy_of(checkpoint: Checkpoint, values: Mapping[str, Any]) -> Anatomy | N
         return None
     pictures = [size_of(path) for path in as_lists(values).get("image", ())]
     try:
-        return _cost(checkpoint.family.cost).anatomy(_configs(checkpoint), Request(values, pictures))
+        return published_cost(checkpoint.family.cost).anatomy(_configs(checkpoint), Request(values, pictures))
     except KeyError:
         return None
 
@@ -102,13 +101,6 @@ def sendings(lines: Lines) -> tuple[Sending, ...]:
         for line, traffic in lines.items()
         for name, calls in traffic.calls.items()
     )
-
-
-def _cost(where: str) -> Cost:
-    """A family's, by its "module:NAME"."""
-    module, _, name = where.partition(":")
-    found: Cost = getattr(importlib.import_module(module), name)
-    return found
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any]]:

@@ -36,6 +36,7 @@ from difftool.report.perf import (
     Throughput,
     TraceFile,
     accounting_error_pct,
+    cost_of,
 )
 from difftool.report.quality import build_quality
 from difftool.report.reuse import CacheUse, StepKind, summed_up
@@ -75,6 +76,7 @@ class Recording:
     profile: Profile | None = None
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of the samples, by line
     caches: list[CacheUse] = field(default_factory=list)  # of the samples, where there are caches
+    peak_flops: float | None = None  # of the ranks that make an item, where it is known
 
     def examine(self, position: int, made: Tensor) -> None:
         """Looks at the output of one item, by its position in the plan."""
@@ -105,6 +107,7 @@ class Recording:
         telemetry: Telemetry,
         reused: Sequence[str] = (),
         kinds: Sequence[StepKind] = (),
+        flops: float | None = None,
     ) -> None:
         """One finished item, by its position in the plan."""
         item = self.plan.items[position]
@@ -137,6 +140,7 @@ class Recording:
                 outputs=outputs,
                 reused=reused,
                 telemetry=telemetry,
+                flops=flops,
             )
         )
 
@@ -185,7 +189,7 @@ def build_dump(recording: Recording) -> PerfDump:
         summary={name: summarise(numbers) for name, numbers in readings(samples).items()},
         throughput=_throughput(samples, ranks),
         ranks=ranks,
-        cost=_cost(samples, ranks),
+        cost=_cost(recording, ranks),
         effective=_effective(recording),
         rank_skew_pct=skew,
         profile=recording.profile,
@@ -244,10 +248,12 @@ def _throughput(samples: Sequence[Sample], ranks: Sequence[RankInfo]) -> Through
     return Throughput(outputs_per_s=len(samples) / seconds) if seconds else None
 
 
-def _cost(samples: Sequence[Sample], ranks: Sequence[RankInfo]) -> Cost | None:
-    """The mean sample's share of what all ranks sent."""
+def _cost(recording: Recording, ranks: Sequence[RankInfo]) -> Cost | None:
+    """With the mean sample's share of what all ranks sent."""
+    if not (samples := recording.samples):
+        return None
     total = sum(sent.bytes for rank in ranks for line in rank.comm.values() for sent in line.values())
-    return Cost(comm_bytes=total / len(samples)) if samples else None
+    return cost_of(samples, comm_bytes=total / len(samples), peak_flops=recording.peak_flops)
 
 
 def _ranks(recording: Recording) -> list[RankInfo]:

@@ -1,37 +1,10 @@
-"""What a cache did for one item: what it saved, and whether it did anything at all."""
+"""Whether a cache did anything at all for one item."""
 
-import importlib
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from difftool.anatomy import Cost, Request
 from difftool.errors import PlanError
-from difftool.facts import Configs
-from difftool.planning.pictures import size_of
-from difftool.planning.plan import Item
 from difftool.report.reuse import CacheUse
-
-
-def block_shares(cost: str | None, configs: Configs, item: Item) -> Mapping[str, float] | None:
-    """The share of a forward's FLOPs that one block of each list has, the mean of unlike ones. None where the family
-    says nothing of its cost, or a config lacks a number.
-    """
-    if cost is None:
-        return None
-    module, _, name = cost.partition(":")
-    published: Cost = getattr(importlib.import_module(module), name)
-    pictures = [size_of(path) for path in item.pictures.get("image", ())]
-    try:
-        anatomy = published.anatomy(configs, Request(item.sampling, pictures))
-    except KeyError:
-        return None
-    flops, counts = Counter[str](), Counter[str]()
-    for block in anatomy.blocks:
-        flops[block.name] += block.count * anatomy.block_flops(block)
-        counts[block.name] += block.count
-    total = flops.total()
-    return {name: flops[name] / counts[name] / total for name in flops}
 
 
 def check_hits(use: CacheUse, spec: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from difftool.report.perf import (
     Throughput,
     Warn,
     accounting_error_pct,
+    cost_of,
 )
 from difftool.report.summary import median_index, readings, summarise
 from difftool.report.warnings import DISTURBED_SHARE
@@ -84,11 +85,13 @@ def _rank(turns: Sequence[RankInfo]) -> RankInfo:
 
 
 def _cost(turns: Sequence[PerfDump]) -> Cost | None:
-    """The mean sample's share; every turn has as many samples."""
+    """The mean sample's; every turn has as many samples, on the same device."""
     costs = [turn.cost for turn in turns if turn.cost is not None]
     if len(costs) < len(turns):
         return None
-    return costs[0].model_copy(update={"comm_bytes": sum(cost.comm_bytes for cost in costs) / len(costs)})
+    samples = [sample for turn in turns for sample in turn.samples]
+    sent = sum(cost.comm_bytes for cost in costs) / len(costs)
+    return cost_of(samples, comm_bytes=sent, peak_flops=costs[0].peak_flops)
 
 
 def _warnings(turns: Sequence[PerfDump]) -> list[Warn]:

@@ -4,7 +4,7 @@ Times are milliseconds, memory MiB. Top-level single values are those of the med
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,9 @@ class Telemetry(Part):
 
 
 class Sample(Part):
-    """One item, run once. `item` is its position in the run; `reused` the texts whose encoding an earlier item made."""
+    """One item, run once. `item` is its position in the run; `reused` the texts whose encoding an earlier item made;
+    `flops` those of its denoising, as in `cost`.
+    """
 
     item: int
     id: str
@@ -79,6 +81,7 @@ class Sample(Part):
     outputs: list[OutputRecord]
     reused: list[Literal["prompt", "negative_prompt"]] = []
     telemetry: Telemetry | None = None
+    flops: float | None = Field(default=None, ge=0)
 
 
 class Summary(Part):
@@ -166,9 +169,33 @@ class RankInfo(Part):
 
 
 class Cost(Part):
-    """What a run cost besides time. `comm_bytes` is what all ranks together sent for one sample, the mean."""
+    """What a run cost besides time, the mean of its samples. `comm_bytes` is what all ranks together sent for one.
+
+    `flops` are those of the matrix products of its denoising, two for a multiplication and its addition, by the
+    family's formula: of what the model computed, so without what a cache left out, and of all ranks, where each
+    product counts once. What difftool computes once for all steps counts in each. null where the family tells no
+    formula, or kernels left out parts of a video. `peak_flops` is what the ranks that make an item could do a second
+    at most, as published for the device at the denoiser's precision; null for a device without an entry, a CPU, or a
+    quantized denoiser. `mfu` is the part of it that was done: FLOPs / (time of denoising x peak).
+    """
 
     comm_bytes: float = Field(ge=0)
+    flops: float | None = Field(default=None, ge=0)
+    peak_flops: float | None = Field(default=None, gt=0)
+    mfu: float | None = Field(default=None, ge=0)
+
+
+def cost_of(samples: Sequence[Sample], *, comm_bytes: float, peak_flops: float | None) -> Cost:
+    """That of samples which sent so much, each."""
+    counted = [sample.flops for sample in samples if sample.flops is not None]
+    total = sum(counted) if len(counted) == len(samples) else None
+    seconds = sum(sample.stages_ms.get("denoising", 0.0) for sample in samples) / 1e3
+    return Cost(
+        comm_bytes=comm_bytes,
+        flops=None if total is None else total / len(samples),
+        peak_flops=peak_flops,
+        mfu=None if total is None or peak_flops is None or not seconds else total / seconds / peak_flops,
+    )
 
 
 class Failure(Part):

@@ -41,6 +41,11 @@ class CacheUse(Part):
         """Steps in which at least one block did not run."""
         return self.kinds.count("cached")
 
+    @property
+    def computed_part(self) -> float | None:
+        """Of the FLOPs that a run without a cache needs, as far as they are known."""
+        return None if self.flop_ideal is None else 1 / self.flop_ideal
+
 
 def with_shares(use: CacheUse, shares: Mapping[str, float] | None) -> CacheUse:
     """With `flop_ideal`, from the share of a forward's FLOPs that one block of each list has."""

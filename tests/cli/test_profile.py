@@ -134,8 +134,8 @@ def test_a_plain_run_records_nothing(difftool, worker):
         (("profile", "--tool", "nsys", "--duration", "-3"), "--duration -3 is no number of seconds"),
         (
             ("profile", "--num-inference-steps", "1"),
-            "sampling.num_inference_steps=1 leaves no step to record after the one to warm up; use "
-            "--profile-all-stages",
+            "sampling.num_inference_steps=1 leaves no step to record after the one to warm up; record all stages "
+            "(--profile-all-stages)",
         ),
     ],
 )

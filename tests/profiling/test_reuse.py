@@ -6,13 +6,12 @@ from difftool.anatomy import Request
 from difftool.errors import PlanError
 from difftool.families.flux1.anatomy import COST
 from difftool.families.flux1.facts import FACTS
-from difftool.planning.plan import Item
-from difftool.profiling.reuse import block_shares, check_hits
+from difftool.pipeline.flops import block_shares
+from difftool.profiling.reuse import check_hits
 from difftool.recipe.schema import CacheSpec
 from difftool.report.reuse import CacheUse, cache_line, summed_up, with_shares
 
 VALUES = {"height": 1024, "width": 1024, "max_sequence_length": 512, "extra": {}}
-ITEM = Item(index=0, output=0, id="0", prompt="x", seed=7, sampling=VALUES)
 DEV = FACTS.checkpoints[0].configs
 
 
@@ -32,14 +31,10 @@ def spec(**changes):
 
 
 def test_the_blocks_of_a_denoiser_and_all_else_have_all_of_its_flops():
-    shares = block_shares(FACTS.cost, DEV, ITEM)
-    counts = {block.name: block.count for block in COST.anatomy(DEV, Request(VALUES)).blocks}
+    anatomy = COST.anatomy(DEV, Request(VALUES))
+    shares, counts = block_shares(anatomy), {block.name: block.count for block in anatomy.blocks}
     assert sum(shares[name] * count for name, count in counts.items()) == pytest.approx(1)
     assert shares["transformer_blocks"] > shares["single_transformer_blocks"] > 0
-
-
-def test_a_family_that_says_nothing_of_its_cost_has_no_shares():
-    assert block_shares(None, DEV, ITEM) is None and block_shares(FACTS.cost, {**DEV, "transformer": {}}, ITEM) is None
 
 
 def test_the_ideal_is_that_of_the_flops_that_are_left():

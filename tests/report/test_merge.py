@@ -60,7 +60,16 @@ def test_ranks_add_up_what_they_did(merged):
     assert (rank.comm["ulysses"]["all_to_all"].calls, rank.comm["ulysses"]["all_to_all"].bytes) == (6, 300)
     assert rank.stages_ms["denoising"] == 100.0
     assert merged.throughput.outputs_per_s == pytest.approx(3 / 0.390)
-    assert merged.cost.comm_bytes == 20.0
+    assert merged.cost.comm_bytes == 20.0 and merged.cost.flops is None
+
+
+def test_the_part_of_the_peak_is_that_of_all_turns_together():
+    cost = {"comm_bytes": 0.0, "peak_flops": 1e12}
+    turns = [turn(i, 130.0 + 100 * i, cost=cost) for i in range(3)]  # 100, 200 and 300 ms of denoising
+    counted = [one.model_copy(update={"samples": [one.samples[0].model_copy(update={"flops": 6e10})]}) for one in turns]
+    merged = merge_turns(OPENING, counted, order="ABBA").cost
+    assert (merged.flops, merged.peak_flops) == (6e10, 1e12)
+    assert merged.mfu == pytest.approx(18e10 / 0.6 / 1e12)
 
 
 def test_a_warning_of_enough_turns_is_told_once_and_those_of_the_race_first():

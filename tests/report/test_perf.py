@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 from report.dumps import SAMPLE, dump
 
-from difftool.report.perf import PerfDump, accounting_error_pct, json_schema, read_perf, write_perf
+from difftool.report.peaks import PEAKS, peak_flops, peak_of_ranks
+from difftool.report.perf import PerfDump, Sample, accounting_error_pct, cost_of, json_schema, read_perf, write_perf
 from difftool.report.summary import median_index, readings, summarise
 
 
@@ -109,3 +110,44 @@ def test_a_sample_that_did_not_encode_is_no_reading_of_the_encoding():
     ]
     found = readings(dump(samples=samples).samples)
     assert (found["text_encoding"], found["denoising"]) == ([30.0], [100.0, 100.0])
+
+
+def sampled(flops, ms):
+    return Sample.model_validate({**SAMPLE, "flops": flops, "stages_ms": {"denoising": ms, "decoding": 30.0}})
+
+
+def test_mfu_is_the_part_of_the_peak_that_denoising_reached():
+    cost = cost_of([sampled(2e12, 10.0), sampled(4e12, 20.0)], comm_bytes=0.0, peak_flops=400e12)
+    assert (cost.flops, cost.mfu) == (3e12, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("samples", "peak", "flops"),
+    [
+        ([sampled(None, 10.0)], 1e12, None),
+        ([sampled(2e12, 10.0), sampled(None, 10.0)], 1e12, None),
+        ([sampled(2e12, 10.0)], None, 2e12),
+        ([sampled(2e12, 0.0)], 1e12, 2e12),
+    ],
+    ids=["no FLOPs", "not of every sample", "no peak", "no time"],
+)
+def test_where_a_number_is_missing_there_is_no_mfu(samples, peak, flops):
+    cost = cost_of(samples, comm_bytes=1.0, peak_flops=peak)
+    assert (cost.flops, cost.mfu, cost.peak_flops) == (flops, None, peak)
+
+
+def test_a_dump_from_before_there_were_flops_is_read():
+    assert PerfDump.model_validate_json(dump(cost={"comm_bytes": 1.0}).model_dump_json(by_alias=True)).cost.mfu is None
+
+
+def test_peaks_are_those_of_the_data_sheets_by_the_name_that_torch_tells():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == peak_flops("NVIDIA H200", "fp16") == 989.4e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12 and peak_flops("NVIDIA L40S", "fp32") == 91.6e12
+    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16") is None  # a part of one is not the whole
+    assert all(peak.half > peak.fp32 > 0 for peak in PEAKS.values())
+
+
+def test_ranks_that_share_an_item_have_the_peak_of_all_of_them_and_one_precision():
+    assert peak_of_ranks("NVIDIA H200", {"bf16"}, ranks=4) == 4 * 989.4e12
+    assert peak_of_ranks("NVIDIA H200", {"bf16", "fp32"}, ranks=1) is None
+    assert peak_of_ranks("AMD EPYC 9B14", {"fp32"}, ranks=1) is None

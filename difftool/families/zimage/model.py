@@ -89,6 +89,9 @@ class ZImageConfig(PipelineConfig):
         guided = range(sum(1 for _ in takewhile(lambda time: time <= last, times)))
         return positive, Branch("negative", _captions(batch.negative_prompt_embeds, dtype), guided)
 
+    def text_tokens(self, branch: Branch) -> Sequence[int]:
+        return [len(caption) for caption in branch.kwargs["cap_feats"]]
+
     def model_timesteps(self, batch: Batch, latents: Tensor) -> Sequence[Tensor]:
         """Flow time, 0 at pure noise; the transformer multiplies by 1000 again."""
         return [flow_times(time) for time in super().model_timesteps(batch, latents)]

@@ -102,7 +102,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     if isinstance(degrees, Degrees):
         problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend))
         problems += check_attention(recipe["stages"]["denoising"]["attention"], checkpoint, degrees)
-        problems += check_cache(recipe["cache"], checkpoint, degrees, items.items)
+        problems += check_cache(recipe["cache"], checkpoint, items.items)
         problems += check_sharing(degrees, items.items, checkpoint.family)
         problems += check_launch(recipe, degrees, keep_going=run.keep_going)
     else:

@@ -10,6 +10,19 @@ ROOT = Path(__file__).parents[1]
 RECORDS = ["journal.jsonl", "perf.json", "plan.json", "recipe.yaml", "todo.json", "worker.log"]  # of a finished run
 
 
+class Quiet:
+    """Progress of a run in this process that nobody hears."""
+
+    stage = item = None
+    leads = True
+
+    def __call__(self, event, **values):
+        pass
+
+    def attempt(self, make, *, keep_going):
+        make()
+
+
 def difftool(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `python -m difftool …` as a user would."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **environment}

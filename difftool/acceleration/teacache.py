@@ -104,6 +104,7 @@ class InputCache:
             made, self.kept.made = self.kept.made, after[0]
             self.log[self._step].output = None if made is None else self._change(made, after[0])
 
+    @torch.compiler.disable  # in the graph of a compiled block every step would look like the first
     def _judge(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Whether this step reuses: its first call decides, and every rank of a replica asks it alike."""
         if not self._call.first:

@@ -7,7 +7,7 @@ from typing import Any
 
 from difftool.errors import PlanError, Problem
 from difftool.planning.checkpoint import Checkpoint
-from difftool.planning.plan import Choice, Degrees, Item
+from difftool.planning.plan import Choice, Item
 from difftool.planning.prediction import anatomy_of
 from difftool.planning.step_masks import FEWEST_STEPS, is_masked, step_mask
 from difftool.planning.tree import at, leaves
@@ -18,13 +18,11 @@ SHARED = ("backend", "min_hit_rate")  # settings of every backend
 BACKEND, SCM, STEPS = "cache.backend", "cache.scm", "sampling.num_inference_steps"
 
 
-def check_cache(
-    cache: Mapping[str, Any], checkpoint: Checkpoint, degrees: Degrees, items: Sequence[Item]
-) -> list[Problem]:
+def check_cache(cache: Mapping[str, Any], checkpoint: Checkpoint, items: Sequence[Item]) -> list[Problem]:
     """Every problem; none without a cache."""
     if cache["backend"] == "none":
         return []
-    found = [*_check_keys(cache), *_check_model(cache, checkpoint, degrees, items)]
+    found = [*_check_keys(cache), *_check_model(cache, checkpoint, items)]
     for item in items:
         found += _check_item(cache, checkpoint, item.sampling)
     return list(dict.fromkeys(found))
@@ -86,16 +84,11 @@ def _check_keys(cache: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("cache.taylorseer.order", message)
 
 
-def _check_model(
-    cache: Mapping[str, Any], checkpoint: Checkpoint, degrees: Degrees, items: Sequence[Item]
-) -> Iterator[Problem]:
+def _check_model(cache: Mapping[str, Any], checkpoint: Checkpoint, items: Sequence[Item]) -> Iterator[Problem]:
     backend = cache["backend"]
     if checkpoint.model.backend == "diffusers":
         message = f"{BACKEND}={backend}: diffusers runs {checkpoint.model.pipeline_class} by itself; use none"
         yield Problem(BACKEND, message)
-    if degrees.sharing > 1 and (degrees.num_gpus // degrees.dp) % degrees.sharing:
-        why = "replicas share weights, so all must run the same blocks, and each decides for its own item"
-        yield Problem(BACKEND, f"{BACKEND}={backend}: {why}; use parallel.hsdp=none, or share within a replica")
     computed, longest = cache["fn_compute_blocks"] + cache["bn_compute_blocks"], _longest_list(checkpoint, items)
     if backend == "dbcache" and longest is not None and computed >= longest:
         message = f"{BACKEND}={backend}: {computed} blocks of every list always run, and the longest has {longest}"

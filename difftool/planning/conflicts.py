@@ -1,4 +1,6 @@
-"""Settings that exclude each other, in one table. Values a single key may not have belong to the schema."""
+"""Settings that exclude each other, in one table. Values a single key may not have belong to the schema, and what a
+kernel of attention cannot do to `difftool.attention`, which chooses by it too.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -136,6 +138,17 @@ CONFLICTS = (
         "launch.on_oom",
         lambda s: s.get("launch.on_oom") == "fallback" and s.get("launch.nnodes") > 1,
         "launch.on_oom={value} starts the workers anew, which several machines do not; use fail",
+    ),
+    Conflict(
+        "cache.backend",
+        lambda s: s.get("cache.backend") != "none" and s.degrees.sharing > 1 and s.replica % s.degrees.sharing > 0,
+        "cache.backend={value}: replicas share weights, so all must run the same blocks, and each decides for its own "
+        "item; use parallel.hsdp=none, or share within a replica",
+    ),
+    Conflict(
+        "parallel.hsdp",
+        lambda s: s.get("parallel.hsdp") != "none" and s.degrees.tp > 1,
+        "parallel.hsdp={value} shards over the ranks that tensor parallel splits; use tp=1 or hsdp=none",
     ),
     Conflict(
         "parallel.hsdp",

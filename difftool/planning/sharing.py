@@ -26,8 +26,6 @@ def check_sharing(degrees: Degrees, items: Sequence[Item], facts: FamilyFacts) -
 def _illegal(degrees: Degrees, facts: FamilyFacts) -> str:
     """What no request makes right."""
     ranks, sharing = degrees.num_gpus, degrees.sharing
-    if degrees.tp > 1:
-        return " shards over the ranks that tensor parallel splits; use tp=1 or hsdp=none"
     if not set(SEQUENCE) & set(facts.axes):
         return f": {facts.title} has no blocks that are known to be sharded; use hsdp=none"
     if sharing == 1:

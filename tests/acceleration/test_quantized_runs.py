@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from tiny import Quiet
 
 from difftool.builtin.styles import STYLES
 from difftool.engine import Kept, run_plan
@@ -18,19 +19,6 @@ from difftool.recipe.load import load_recipe
 
 SHAPES = {"path": "builtin:shapes-image"}
 NEAR = 10 ** (-30 / 20)  # a PSNR of 30, which the tier `near` asks for
-
-
-class Quiet:
-    """Progress that nobody hears."""
-
-    stage = item = None
-    leads = True
-
-    def __call__(self, event, **values):
-        pass
-
-    def attempt(self, make, *, keep_going):
-        make()
 
 
 def run(folder, *, model=SHAPES, stages=None, cache="none", **sampling):

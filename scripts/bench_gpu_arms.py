@@ -33,7 +33,8 @@ from difftool.pipeline.foreign import ForeignPipeline
 from difftool.pipeline.registry import load_config
 from difftool.pipeline.stage import Context
 from difftool.pipeline.transforms import Site, apply_all, resolve_all
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Plan
 from difftool.platforms.base import Platform
 from difftool.profiling.timers import Timer

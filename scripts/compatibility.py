@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from difftool.errors import RecipeError
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.load import load_recipe
 

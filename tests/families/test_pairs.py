@@ -20,7 +20,8 @@ from torch import nn
 from difftool.cli.main import main
 from difftool.launch import open_records
 from difftool.parallel.world import World
-from difftool.planning.make import RunOptions, make_plan
+from difftool.planning.make import make_plan
+from difftool.planning.outputs import RunOptions
 from difftool.planning.tree import at
 from difftool.recipe.load import load_recipe
 from scripts.compatibility import EXACT, FEATURES, LOSSY, PAGE, ROUNDING, between, both, outcome, page_part, pairs

@@ -55,6 +55,10 @@ def compiled(mode: str) -> Feature:
     return Feature(mode, ROUNDING, denoising("compile", mode), {"compile.transformer.mode": mode})
 
 
+def offload(mode: str) -> Feature:
+    return Feature(mode, EXACT, denoising("offload", mode), {"offload.transformer.mode": mode})
+
+
 def axis(name: str, changes: int) -> Feature:
     return Feature(name, changes, {"parallel": {name: 2}}, {f"shard.{name}": 2})
 
@@ -76,6 +80,8 @@ FEATURES = (
     compiled("regional"),
     compiled("full"),
     Feature("LoRA", EXACT, {"model": {"lora": ["builtin:outline"]}}, {"lora.status": "applied"}),
+    offload("after_use"),
+    offload("layerwise"),
     axis("cfg", ROUNDING),
     axis("ulysses", ROUNDING),
     axis("ring", ROUNDING),

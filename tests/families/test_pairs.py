@@ -40,7 +40,7 @@ SAMPLING = {
     "guidance_scale": 5.0,
     "negative_prompt": "",
 }
-QUICK = ("dbcache", "teacache", "int8", "regional", "LoRA")  # on one rank, by kernels that are fast there
+QUICK = ("dbcache", "teacache", "int8", "regional", "LoRA", "layerwise")  # on one rank, by kernels that are fast there
 
 
 @dataclass(frozen=True)

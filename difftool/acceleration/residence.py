@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from difftool.acceleration.waiting import Arrival, Store
 
 ALIGNED = 256  # bytes, as the allocators of the devices align
+LINE = 64  # bytes
 
 
 class Place(NamedTuple):
@@ -36,7 +37,7 @@ class Parcel:
     def __init__(self, tensors: Iterable[Tensor], store: Store, device: torch.device):
         self._tensors = [tensor for tensor in tensors if tensor.numel()]
         self._places = _places(self._tensors)
-        self.size = sum(_aligned(place.bytes) for place in self._places)
+        self.size = max((_aligned(place.start + place.bytes) for place in self._places), default=0)
         self.comings = 0
         self._device, self.here = device, False
         self._arrival: Arrival | None = None
@@ -217,9 +218,16 @@ def _places(tensors: Sequence[Tensor]) -> list[Place]:
     places, start = [], 0
     for tensor in tensors:
         stride = torch.empty_like(tensor, device="meta").stride()  # its own, or that of a copy without gaps
-        places.append(Place(start, tuple(tensor.shape), tuple(stride), tensor.dtype, tensor.nbytes))
-        start += _aligned(tensor.nbytes)
+        begins = start + _within_line(tensor)
+        places.append(Place(begins, tuple(tensor.shape), tuple(stride), tensor.dtype, tensor.nbytes))
+        start = _aligned(begins + tensor.nbytes)
     return places
+
+
+def _within_line(tensor: Tensor) -> int:
+    """Where in a line of a CPU's cache it begins, on which the last bits of its products depend."""
+    place = tensor.data_ptr() % LINE if tensor.device.type == "cpu" else 0
+    return place if place % tensor.element_size() == 0 else 0
 
 
 def _aligned(size: int) -> int:

@@ -105,8 +105,10 @@ def test_a_run_without_a_compiler_ends_before_weights_are_read(broken, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by torch itself
-def test_inductor_makes_the_picture_of_torch(tmp_path):
+def test_inductor_makes_the_picture_of_torch(tmp_path, monkeypatch):
     """The real compiler, of the blocks and of the decoder."""
+    # the user's own cache may hold what a killed process left half-written, or all there is to compile
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     _, expected = run(tmp_path / "plain", num_inference_steps=4)
     stages = {"denoising": {"compile": "regional"}, "decoding": {"compile": "full"}}
     dump, pixels = run(tmp_path / "compiled", stages=stages, num_inference_steps=4)

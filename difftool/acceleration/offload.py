@@ -3,6 +3,7 @@
 Nothing is computed otherwise: what comes back is what went, bit for bit.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ def apply(
     store = open_store(platform, pinned=pinned)
     homes: dict[str, Home | Stream] = {}
     done: dict[str, object] = {}
-    seen = _staying(components, leaving(applied, roles))
+    away = leaving(applied, roles)
+    seen = _staying(components, away)
+    _keep(_shared(components, away), seen, platform)
     for role, mode in applied.detail.items():
         assert isinstance(mode, Mapping), mode
         for name in roles.get(role, ()):
@@ -126,6 +129,14 @@ def _keep(tensors: Iterable[Tensor], seen: set[int], platform: Platform) -> None
 
 def _blocks(module: nn.Module, lists: Sequence[str]) -> list[nn.Module]:
     return [block for chain in block_chains(module, lists) for block in chain.values()]
+
+
+def _shared(components: Components, away: set[str]) -> list[Tensor]:
+    """Tensors that several of these modules have: one of them may run while another is away."""
+    modules = [module for name in away if isinstance(module := components.modules.get(name), nn.Module)]
+    every = [tensor for module in modules for tensor in tensors_of(module, set())]
+    count = Counter(map(id, every))
+    return [tensor for tensor in every if count[id(tensor)] > 1]
 
 
 def _staying(components: Components, away: set[str]) -> set[int]:

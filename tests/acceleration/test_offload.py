@@ -154,6 +154,16 @@ def test_what_two_modules_share_stays_where_one_of_them_stays(given):
     assert other.weight.numel() == 64
 
 
+def test_what_two_modules_that_wait_share_stays(given):
+    first, second, plain = Model(), Model(), Model()
+    second.blocks[0].linear.weight = first.blocks[0].linear.weight
+    components = Components({"transformer": first, "transformer_2": second}, None)
+    asked, roles = Applied({"denoising": {"name": "module"}}), {"denoising": ("transformer", "transformer_2")}
+    _, away = offload.apply(components, roles, asked, current("cpu"), pinned=True)
+    with away.visit(["transformer", "transformer_2"]):
+        assert torch.equal(first(given), plain(given)) and torch.equal(second(given), plain(given))
+
+
 def test_an_error_in_a_stage_sends_its_weights_away_again(given):
     model = Model()
     _, away = sent_away(model, "after_use")

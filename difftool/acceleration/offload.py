@@ -69,15 +69,14 @@ def apply(
             module = getattr(components, name, None)
             if not isinstance(module, nn.Module):
                 continue
-            blocks = _blocks(module, lists if role == "denoising" else ())
+            blocks, kept = _blocks(module, lists if role == "denoising" else ()), dict[str, object]()
             _keep(module.buffers(), seen, platform)  # small tables, which are read beside the module's own calls
             if mode["name"] == "layerwise":
                 homes[name], kept = _stream(module, blocks, mode, seen, store, platform, f"stages.{role}.offload")
             else:
-                # what decodes is not called but asked to, so that no call of it brings it
-                alone, kept = mode["name"] == "module" and role != "decoding", {}
                 parcels = _parcels([*blocks, module], seen, store, platform)
-                homes[name] = Home(module, parcels, alone=alone)
+                # what decodes is not called but asked to, so that no call of it brings it
+                homes[name] = Home(module, parcels, alone=mode["name"] == "module" and role != "decoding")
             size = sum(parcel.size for parcel in homes[name].parcels)
             done[name] = {"mode": mode["name"], "waits": store.name, "bytes": size, **kept}
     return Applied(done), Residence(homes)

@@ -5,7 +5,7 @@
 
 Prints a markdown table. `difftool bench` does the work: recipes take turns, each one's outputs are compared with those
 of the recipe without any of it, and the rules of the model's world say which show their captions. TeaCache is fitted to
-the model first, by `difftool calibrate`. Captions come from combinations that training never saw.
+the model first, by `difftool calibrate` on the same items. Captions come from combinations that training never saw.
 """
 
 import argparse
@@ -82,8 +82,8 @@ def beats(one: Point, other: Point) -> bool:
 
 
 def on_front(point: Point, points: Sequence[Point]) -> str:
-    """`yes` where no other beats it; `no` where one does that is surely faster or as fast, by the intervals."""
-    better = [other for other in points if beats(other, point)]
+    """`yes` where no other beats it; `no` where one does that is surely as fast, by the intervals; with the fastest."""
+    better = sorted((other for other in points if beats(other, point)), key=lambda other: -other.speed)
     if not better:
         return "yes"
     surely = [other.name for other in better if other.interval[0] >= point.interval[1]]

@@ -137,7 +137,8 @@ def test_the_picture_tells_how_it_was_made_and_no_secrets_of_the_machine(red):
     assert recipe["model"]["path"] == SHAPES
     text = json.dumps(inside)
     assert str(red) not in text and str(ROOT) not in text
-    assert set(recipe) == {"schema", "name", "extends", "model", "stages", "parallel", "memory", "cache", "sampling"}
+    assert set(recipe) == {"schema", "name", "extends", "model", "stages", "parallel", "cache", "sampling"}
+    assert not any("offload" in stage for stage in recipe["stages"].values())
 
 
 def test_stock_diffusers_draws_the_same_picture(red, pinned):

@@ -71,18 +71,13 @@ def load_components(
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     kinds = {name: _class(TOKENIZER if name in tokenizers else index[name]) for name in present}
-    readers = {
-        name: _reader(
-            kind,
-            places[name],
-            weights.get(name),
-            dtype=dtypes.get(name),
-            device=devices.get(name, device),
-            share=shares.get(name),
-        )
-        for name, kind in kinds.items()
-    }
-    readers |= own
+
+    def reader(name: str) -> Callable[[], Any]:
+        share, own_device = shares.get(name), devices.get(name, device)
+        known = (kinds[name], places[name], weights.get(name))
+        return _reader(*known, dtype=dtypes.get(name), device=own_device, share=share)
+
+    readers = {**{name: reader(name) for name in present}, **own}
 
     def load(name: str) -> Any:
         start = time.perf_counter()

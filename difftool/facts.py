@@ -22,6 +22,7 @@ STAGE_NAMES = (
 )
 NOT = "not "  # before a config flag of `needs`: one that must not be set
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # recipe name -> attribute of torch
+ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a number
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ from difftool.acceleration.residence import Home, Parcel, Residence, Stream, ten
 from difftool.acceleration.waiting import Store, open_store
 from difftool.components.loaded import Components
 from difftool.errors import PlanError
-from difftool.facts import Applied, Refused
+from difftool.facts import ELEMENT, Applied, Refused
 from difftool.planning.budget import BudgetPlan, choose, fixed, shortfall
 from difftool.platforms.base import Platform
-
-ELEMENTS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def resolve(
@@ -30,7 +28,7 @@ def resolve(
     """
     asked = fixed(spec)
     if budget is not None:
-        chosen = choose(budget, asked, {name: ELEMENTS[str(value)] for name, value in precisions.items()})
+        chosen = choose(budget, asked, {name: ELEMENT[str(value)] for name, value in precisions.items()})
         if chosen is None:
             return Refused(shortfall(budget, asked))
         asked = chosen

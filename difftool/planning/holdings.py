@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from difftool.errors import Problem
+from difftool.facts import ELEMENT
 from difftool.planning.budget import Modes, choose, fixed, shortfall
 from difftool.planning.checkpoint import Checkpoint, checkpoint_folder
 from difftool.planning.links import RATES, WITHIN
-from difftool.planning.memory import ELEMENT, precision_of, role_of
-from difftool.planning.plan import BudgetPlan, Choice, Degrees, Holding, Item, Prediction, Streaming
+from difftool.planning.memory import precision_of, role_of
+from difftool.planning.plan import BudgetPlan, Choice, Degrees, Holding, Prediction, Streaming
 from difftool.planning.prediction import anatomy_of, predict
 from difftool.planning.sizes import shown
 from difftool.planning.stored import stored_blocks
@@ -19,13 +20,18 @@ LINK = "PCIe"  # between the host's memory and the device's
 
 
 def plan_budget(
-    checkpoint: Checkpoint, degrees: Degrees, items: Sequence[Item], recipe: Mapping[str, Any]
+    checkpoint: Checkpoint, degrees: Degrees, values: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]
 ) -> BudgetPlan | list[Problem] | None:
-    """Of the item that needs most; None without a budget, problems where the sizes are not known."""
+    """Of the item that needs most, by the sampling values of every one; None without a budget, problems where the sizes
+    are not known.
+    """
     size = recipe["memory"]["budget"]
     if size is None:
         return None
-    found = [predict(checkpoint, degrees, item.sampling, recipe) for item in items]
+    unlike = list[Mapping[str, Any]]()  # most items differ by their prompt alone
+    for one in values:
+        unlike += [one] if one not in unlike else []
+    found = [predict(checkpoint, degrees, one, recipe) for one in unlike]
     predictions = [prediction for prediction in found if prediction is not None]
     if not predictions or len(predictions) < len(found):
         message = f"{KEY}: the cost of {checkpoint.family.title} is not known; leave it out and set stages.*.offload"
@@ -36,7 +42,7 @@ def plan_budget(
         message = f"{KEY}: the size of {', '.join(unknown)} is not known; `difftool models fetch` brings the files"
         return [Problem(KEY, message)]
     holdings = tuple(
-        _holding(name, weight or 0, checkpoint, largest, items[0].sampling, recipe)
+        _holding(name, weight or 0, checkpoint, largest, values[0], recipe)
         for name, weight in rank.weights.items()
     )
     activations = max(each.activations for each in largest.ranks)

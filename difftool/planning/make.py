@@ -83,7 +83,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems += check_cache(recipe["cache"], checkpoint, items.items)
         problems += check_sharing(degrees, items.items, checkpoint.family)
         problems += check_launch(recipe, degrees, keep_going=run.keep_going)
-        budget = plan_budget(checkpoint, degrees, items.items, recipe)
+        budget = plan_budget(checkpoint, degrees, [item.sampling for item in items.items] or [_first(items)], recipe)
         problems += budget if isinstance(budget, list) else []
     else:
         problems += degrees

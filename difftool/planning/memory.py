@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from difftool.anatomy import Anatomy, Block, Cost
+from difftool.facts import ELEMENT
 from difftool.families.parts import DEALT
 from difftool.planning.checkpoint import Checkpoint, checkpoint_folder
 from difftool.planning.communication import Forward, place_of, tokens_of
 from difftool.planning.plan import Degrees, QuantizedPrediction
 from difftool.planning.stored import stored_numbers
 
-ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
 ROLES = {
     "transformer": "denoising",
     "text_encoder": "text_encoding",

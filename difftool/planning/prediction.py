@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from difftool.anatomy import Anatomy, Cost, Request, published_cost
+from difftool.facts import ELEMENT
 from difftool.planning.checkpoint import Checkpoint
 from difftool.planning.communication import (
     Asked,
@@ -20,7 +21,7 @@ from difftool.planning.communication import (
     rounds,
     step_traffic,
 )
-from difftool.planning.memory import ELEMENT, activation_bytes, denoiser_bytes, other_bytes, precision_of
+from difftool.planning.memory import activation_bytes, denoiser_bytes, other_bytes, precision_of
 from difftool.planning.pictures import as_lists, size_of
 from difftool.planning.plan import Degrees, Prediction, RankPrediction, Sending
 from difftool.planning.quantizing import quantized_layers

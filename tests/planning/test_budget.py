@@ -128,6 +128,11 @@ def test_a_plan_says_what_a_budget_comes_to_from_facts_alone():
     assert found["denoising"].startswith("layerwise, ") and "decoding" not in found
 
 
+def test_a_plan_without_a_prompt_says_it_too():
+    found = plan(memory={"budget": "24GiB"}, sampling={}, run=RunOptions(preview=True))
+    assert offloads(found)["denoising"] == "module"
+
+
 def test_a_budget_that_nothing_fits_is_refused_before_anything_runs():
     with pytest.raises(PlanError, match=r"^memory.budget=4.00 GiB: no placement .* text_encoder_2 8.87 GiB"):
         plan(memory={"budget": "4GiB"})

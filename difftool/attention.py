@@ -13,7 +13,7 @@ EVERYWHERE = ("cpu", "cuda", "rocm", "mps")
 SHOWN = {"cpu": "a CPU", "cuda": "CUDA", "rocm": "ROCm", "mps": "MPS"}
 HALVES = ("bf16", "fp16")
 SELF, CROSS, ALL = "self", "cross", "all"
-OPTIONS = ("mask_strategy_file_path", "sparsity", "moba_config")  # of a backend, beside its name
+OPTIONS = ("mask_strategy_file_path", "sparsity", "moba_config", "kernel")  # of a backend, beside its name
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,21 @@ BACKENDS: Mapping[str, Backend] = {
     "video_sparse_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
     "vmoba_attn": Backend(platforms=("cpu", "cuda", "rocm"), tiles=True),
 }
+FLEX = "flex"  # torch's FlexAttention, which computes what leaves out parts of a video on every platform it is for
+_FASTVIDEO = Backend(
+    platforms=("cuda", "rocm"),
+    package=Package(("fastvideo-kernel",), "pip install fastvideo-kernel --no-deps --no-build-isolation", "0.3.5"),
+    capabilities=((8, 0), (99, 0)),
+    dtypes=("bf16",),
+    widths=(64, 128),
+)
+_VARLEN = Backend(platforms=("cuda",), capabilities=((8, 0), (99, 0)), dtypes=HALVES, widths=(8, 256))
+# of those that leave out parts of a video: the kernel that is faster where it can be used, and what it needs
+SPECIALISED: Mapping[str, tuple[str, Backend]] = {
+    "sliding_tile_attn": ("fastvideo", _FASTVIDEO),
+    "video_sparse_attn": ("fastvideo", _FASTVIDEO),
+    "vmoba_attn": ("varlen", _VARLEN),
+}
 # names that stand for the first of several that can be used
 FAMILIES: Mapping[str, tuple[str, ...]] = {"fa": ("fa3", "fa4", "fa2")}
 AUTO: Mapping[str, tuple[str, ...]] = {"cuda": ("fa3", "fa4", "fa2"), "rocm": ("aiter",)}
@@ -187,7 +202,17 @@ def named(setting: Any) -> dict[str, str]:
 
 def faults(name: str, site: Site, needs: Needs) -> list[str]:
     """Why a backend cannot be used there; nothing where it can."""
-    backend = BACKENDS[name]
+    return [*_lacking(BACKENDS[name], site), *unable(name, needs)]
+
+
+def kernel_faults(name: str, site: Site, head: int | None) -> list[str]:
+    """Why the specialised kernel of a backend cannot be used there, for heads so wide; nothing where it can."""
+    _, kernel = SPECIALISED[name]
+    return [*_lacking(kernel, site), *_too_wide(kernel, head)]
+
+
+def _lacking(backend: Backend, site: Site) -> list[str]:
+    """What the machine and the precision lack."""
     found = []
     if site.platform not in backend.platforms:
         platforms = listed([SHOWN[each] for each in backend.platforms])
@@ -201,16 +226,21 @@ def faults(name: str, site: Site, needs: Needs) -> list[str]:
             found.append(f"needs compute capability {_number(least)}{upper}, and this is {_number(site.capability)}")
     if backend.package is not None and (fault := backend.package.fault()):
         found.append(fault)
-    return [*found, *unable(name, needs)]
+    return found
+
+
+def _too_wide(backend: Backend, head: int | None) -> list[str]:
+    multiple, most = backend.widths
+    if head is None or not (head % multiple or head > most):
+        return []
+    of = f"in multiples of {multiple}, " if multiple > 1 else ""
+    return [f"takes heads {of}up to {most} wide, and these are {head} wide"]
 
 
 def unable(name: str, needs: Needs) -> list[str]:
     """Those of the faults that no other machine mends."""
-    backend, found = BACKENDS[name], []
-    multiple, most = backend.widths
-    if needs.head is not None and (needs.head % multiple or needs.head > most):
-        of = f"in multiples of {multiple}, " if multiple > 1 else ""
-        found.append(f"takes heads {of}up to {most} wide, and these are {needs.head} wide")
+    backend = BACKENDS[name]
+    found = _too_wide(backend, needs.head)
     if needs.masked and not backend.masks:
         found.append("takes no masks, and this attention needs one")
     if backend.tiles and not needs.video:
@@ -224,9 +254,18 @@ def unable(name: str, needs: Needs) -> list[str]:
 
 def explained(name: str, found: Sequence[str]) -> str:
     """A backend's faults in one sentence, with the line that installs what it misses."""
-    package = BACKENDS[name].package
-    install = f"; install: {package.install}" if package is not None and package.fault() else ""
-    return f"{name} {'; '.join(found)}{install}"
+    return f"{name} {'; '.join(found)}{_install(BACKENDS[name])}"
+
+
+def kernel_explained(name: str, found: Sequence[str]) -> str:
+    """The same of a backend's specialised kernel."""
+    kernel, needs = SPECIALISED[name]
+    return f"kernel {kernel} {'; '.join(found)}{_install(needs)}"
+
+
+def _install(backend: Backend) -> str:
+    package = backend.package
+    return f"; install: {package.install}" if package is not None and package.fault() else ""
 
 
 def candidates(name: str, platform: str) -> tuple[str, ...]:

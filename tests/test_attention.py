@@ -64,7 +64,7 @@ def test_what_a_sparse_backend_left_out_is_in_the_dump(tmp_path):
     (dump,) = (tmp_path / "made").glob(".difftool/*/perf.json")
     told = json.loads(dump.read_text())["effective"]["attention"]["transformer"]
     file = str(tmp_path / "masks.json")
-    assert told["self"] == {"name": "sliding_tile_attn", "mask_strategy_file_path": file}
+    assert told["self"] == {"name": "sliding_tile_attn", "mask_strategy_file_path": file, "kernel": "flex"}
     assert told["cross"] == "torch_sdpa"
     assert 0 < told["video"]["visited_blocks"] < told["video"]["blocks"]
 

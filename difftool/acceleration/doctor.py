@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from difftool.attention import BACKENDS, Needs, faults
+from difftool.attention import BACKENDS, FLEX, SPECIALISED, Needs, faults
 from difftool.platforms.base import current
 from difftool.platforms.doctor import DTYPES, FAILURES, Found, questions, reason
 
@@ -43,15 +43,21 @@ def attention(name: str) -> Found:
     platform = current("auto")
     precision = platform.default_precision("denoising")
     try:
-        from difftool.acceleration.attention import site_of
+        from difftool.acceleration.attention import kernel_fault, site_of
         from difftool.acceleration.attention.trial import probe
     except FAILURES as error:
         return {"error": reason(error)}
     package = BACKENDS[name].package
     missing = {"install": package.install} if package is not None and package.fault() else {}
-    fault = "; ".join(faults(name, site_of(platform, precision), Needs(HEAD)))
-    fault = fault or probe(name, platform.device, DTYPES[precision], HEAD)
-    return {"error": fault, **missing} if fault else {}
+    site, dtype = site_of(platform, precision), DTYPES[precision]
+    fault = "; ".join(faults(name, site, Needs(HEAD, video=True)))
+    fault = fault or probe(name, platform.device, dtype, HEAD)
+    if fault:
+        return {"error": fault, **missing}
+    if name not in SPECIALISED:
+        return {}
+    slower = kernel_fault(name, HEAD, platform, site)
+    return {"kernel": FLEX, "because": slower} if slower else {"kernel": SPECIALISED[name][0]}
 
 
 if __name__ == "__main__":

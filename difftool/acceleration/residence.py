@@ -232,4 +232,3 @@ def _within_line(tensor: Tensor) -> int:
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNED) * ALIGNED
-

@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -168,5 +168,11 @@ def attention_lines(machine: "Machine") -> Iterator[Line]:
     """Each value of `stages.denoising.attention`, tried out."""
     for name, found in machine.torch.found.items():
         if name.startswith("attention "):
-            install = f"; install: {found['install']}" if "install" in found else ""
-            yield name.removeprefix("attention "), f"no: {found['error']}{install}" if "error" in found else "works"
+            yield name.removeprefix("attention "), _works(found)
+
+
+def _works(found: Mapping[str, Any]) -> str:
+    if "error" in found:
+        return f"no: {found['error']}" + (f"; install: {found['install']}" if "install" in found else "")
+    by = f", by kernel {found['kernel']}" if "kernel" in found else ""
+    return f"works{by}" + (f": {found['because']}" if "because" in found else "")

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from difftool.attention import FLEX, SPECIALISED, listed
 from difftool.recipe.fields import Aliases, Choice, Count, Many, OneOrMany, Path, Section, Text, Whole, problem
 from difftool.recipe.moba import MobaConfig
 
@@ -43,6 +44,13 @@ AttentionName = Annotated[
     ),
 ]
 
+# what a backend that leaves out parts of a video must be told
+SPARSE_OPTIONS = {
+    "mask_strategy_file_path": ("sliding_tile_attn", "a JSON file of windows"),
+    "sparsity": ("video_sparse_attn", "the share that is left out, such as 0.5"),
+    "moba_config": ("vmoba_attn", "with temporal_chunk_size, spatial_chunk_size and st_chunk_size"),
+}
+
 
 class AttentionOptions(Choice):
     """What some attention backends are told beside their name."""
@@ -52,23 +60,23 @@ class AttentionOptions(Choice):
         default=None, description="share of the attention left out, for video_sparse_attn only"
     )
     moba_config: MobaConfig | None = Field(default=None, description="chunks and their choice, for vmoba_attn only")
+    kernel: Literal["auto", "flex", "fastvideo", "varlen"] | None = Field(
+        default=None, description="what computes a backend that leaves out parts of a video; null is auto"
+    )
 
     @model_validator(mode="after")
     def _options_belong_to_the_name(self) -> "AttentionOptions":
         name = getattr(self, "name", None)
-        if self.mask_strategy_file_path is not None and name != "sliding_tile_attn":
-            raise problem("mask_strategy_file_path is an option of sliding_tile_attn only")
-        if self.sparsity is not None and name != "video_sparse_attn":
-            raise problem("sparsity is an option of video_sparse_attn only")
-        if self.moba_config is not None and name != "vmoba_attn":
-            raise problem("moba_config is an option of vmoba_attn only")
-        if self.mask_strategy_file_path is None and name == "sliding_tile_attn":
-            raise problem("sliding_tile_attn needs mask_strategy_file_path, a JSON file of windows")
-        if self.sparsity is None and name == "video_sparse_attn":
-            raise problem("video_sparse_attn needs sparsity, the share that is left out, such as 0.5")
-        if self.moba_config is None and name == "vmoba_attn":
-            sizes = "temporal_chunk_size, spatial_chunk_size and st_chunk_size"
-            raise problem(f"vmoba_attn needs moba_config, with {sizes}")
+        for option, (owner, what) in SPARSE_OPTIONS.items():
+            given = getattr(self, option) is not None
+            if given and name != owner:
+                raise problem(f"{option} is an option of {owner} only")
+            if not given and name == owner:
+                raise problem(f"{owner} needs {option}, {what}")
+        if self.kernel is not None and name not in SPECIALISED:
+            raise problem(f"kernel is an option of {listed(tuple(SPECIALISED))} only")
+        if self.kernel not in (None, "auto", FLEX) and self.kernel != (own := SPECIALISED[str(name)][0]):
+            raise problem(f"kernel: {self.kernel} does not compute {name}; use auto, {FLEX} or {own}")
         return self
 
 

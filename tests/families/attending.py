@@ -11,6 +11,7 @@ from families.split import as_lists, denoisers, observed, request_named
 from difftool.acceleration import attention
 from difftool.acceleration.attention import kernels
 from difftool.acceleration.attention.video import Video
+from difftool.attention import FLEX, SPECIALISED
 from difftool.facts import Applied
 from difftool.parallel import sequence
 from difftool.parallel.mesh import Mesh
@@ -28,7 +29,8 @@ def attending(assembled: AssembledCase, backends: Mapping[str, str], **options: 
     hooks = [set(model._forward_pre_hooks) for model in denoisers(assembled)]
     own = {"self": {"name": backends["self"], **options}} if options else {}
     asked = {"denoising": {"name": "auto", **own}, "text_encoding": "auto"}
-    chosen = Applied({name: dict(backends) for name in names_of(assembled)})
+    picked = {role: attention.Picked(name, FLEX) if name in SPECIALISED else name for role, name in backends.items()}
+    chosen = Applied({name: dict(picked) for name in names_of(assembled)})
     try:
         parts, config = (assembled.components, assembled.config.roles, asked, chosen), assembled.config
         yield attention.apply(*parts, config.sequence, config.video_grid)[1]

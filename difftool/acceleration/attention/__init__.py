@@ -7,7 +7,7 @@ blocks, which refine a text before it comes to them, keep torch's own: they take
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,20 +15,24 @@ from torch import nn
 from difftool.acceleration.attention import encoders
 from difftool.acceleration.attention.kernels import KERNELS
 from difftool.acceleration.attention.sparse import tile_kernels
-from difftool.acceleration.attention.trial import probe
+from difftool.acceleration.attention.trial import probe, probe_kernel
 from difftool.acceleration.attention.video import ReadGrid, Video
 from difftool.attention import (
     ALL,
     ALWAYS,
     BACKENDS,
     CROSS,
+    FLEX,
     SELF,
+    SPECIALISED,
     Needs,
     Site,
     candidates,
     chosen,
     explained,
     faults,
+    kernel_explained,
+    kernel_faults,
     named,
 )
 from difftool.components.loaded import Components
@@ -40,6 +44,13 @@ from difftool.platforms.base import Platform
 
 KEY, CONFIG = "stages.denoising.attention", "config.json"
 OWN = "own"  # of a denoiser that computes attention without a processor
+
+
+class Picked(NamedTuple):
+    """What leaves out parts of a video, and the kernel that computes it."""
+
+    name: str
+    kernel: str
 
 
 def resolve(
@@ -67,7 +78,8 @@ def resolve(
     found = choose(asked["denoising"], needs, sites)
     if isinstance(found, Refused) or folders is None:
         return found
-    return _tried_out(found, needs, platform, sites)
+    tried = _tried_out(found, needs, platform, sites)
+    return tried if isinstance(tried, Refused) else _with_kernels(tried, asked["denoising"], needs, platform, sites)
 
 
 def site_of(platform: Platform, dtype: str) -> Site:
@@ -117,6 +129,43 @@ def _tried_out(
     return found
 
 
+def _with_kernels(
+    found: Applied,
+    asked: Any,
+    needs: Mapping[str, Mapping[str, Needs]],
+    platform: Platform,
+    sites: Mapping[str, Site],
+) -> Applied | Refused:
+    """The same, with the kernel of what leaves out parts of a video: the one that is asked for, or else the specialised
+    one where a small forward of it makes what FlexAttention makes.
+    """
+    detail: dict[str, dict[str, object]] = {}
+    for component, roles in found.detail.items():
+        for role, name in roles.items():
+            detail.setdefault(component, {})[role] = name
+            if not BACKENDS[name].tiles:
+                continue
+            wanted, site = chosen(asked, component, role).options.get("kernel", "auto"), sites[component]
+            special, head = SPECIALISED[name][0], needs[component][role].head
+            fault = "" if wanted == FLEX else kernel_fault(name, head, platform, site)
+            if fault and wanted == special:
+                return _no_kernel(name, component, fault)
+            detail[component][role] = Picked(name, FLEX if fault or wanted == FLEX else special)
+    return Applied(detail)
+
+
+def _no_kernel(name: str, component: str, why: str) -> Refused:
+    return Refused(f"{KEY}.kernel={SPECIALISED[name][0]}, for {name} of {component}: {why}; use {FLEX}")
+
+
+def kernel_fault(name: str, head: int | None, platform: Platform, site: Site) -> str:
+    """Why the specialised kernel of a backend cannot be used; "" where it can."""
+    if found := kernel_faults(name, site, head):
+        return kernel_explained(name, found)
+    fault = probe_kernel(name, platform.device, getattr(torch, TORCH_DTYPES[site.dtype]), head or 64)
+    return f"kernel {SPECIALISED[name][0]} was tried out here and fails: {fault}" if fault else ""
+
+
 def joins(told: Mapping[str, Any], facts: FamilyFacts) -> bool:
     """Whether branches of unlike text can share a forward, as far as the kernels that `apply` tells of decide."""
     roles = [role for each in told.values() if isinstance(each, Mapping) for role in each.items()]
@@ -133,11 +182,14 @@ def choose(setting: Any, needs: Mapping[str, Mapping[str, Needs]], sites: Mappin
     found: dict[str, dict[str, object]] = {}
     for component, roles in needs.items():
         for role, need in roles.items():
-            name = chosen(setting, component, role).name
-            usable, why = _first(name, sites[component], need)
+            said, site = chosen(setting, component, role), sites[component]
+            usable, why = _first(said.name, site, need)
             if usable is None:
                 kind = "" if role == ALL else f"{role}-attention of "
-                return Refused(f"{KEY}={name}, for {kind}{component}: {why}")
+                return Refused(f"{KEY}={said.name}, for {kind}{component}: {why}")
+            by_name = said.options.get("kernel", "auto") not in ("auto", FLEX)
+            if by_name and (wrong := kernel_faults(usable, site, need.head)):
+                return _no_kernel(usable, component, kernel_explained(usable, wrong))
             found.setdefault(component, {})[role] = usable
     return Applied(found)
 
@@ -179,16 +231,17 @@ def apply(
         modules = {ALL: attention_modules(model)} if ALL in by_name else by_role(model, sequence)
         for role, bound in modules.items():
             name = by_name.get(role, ALWAYS)
-            if BACKENDS[name].tiles:
+            if isinstance(name, Picked):
                 assert grid is not None, component
                 videos[component], options = Video(), chosen(asked["denoising"], component, role).options
                 videos[component].follow(model, grid)
-                own = tile_kernels(name, options, videos[component], heads=[module.heads for module in bound])
-                by_name[role] = {"name": name, **options}
+                heads = [module.heads for module in bound]
+                own = tile_kernels(name.name, options, videos[component], heads, name.kernel)
+                by_name[role] = {"name": name.name, **options, "kernel": name.kernel}
             else:
                 own = [KERNELS[name]()] * len(bound)
             for module, kernel in zip(bound, own, strict=True):
-                _bind(module, kernel, name)
+                _bind(module, kernel, str(name))
         for role in (role for role in by_name if not modules.get(role)):
             by_name[role] = _own(model, chosen(asked["denoising"], component, role).name)
         found[component] = by_name

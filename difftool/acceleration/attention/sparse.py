@@ -1,4 +1,4 @@
-"""Attention between some of the tiles of a video alone, on FlexAttention's block masks: it runs where that does.
+"""Attention between some of the tiles of a video alone: by FlexAttention, which runs anywhere, or FastVideo's kernel.
 
 Tokens are put tile by tile, each tile a block of the mask, filled up where the grid ends; what fills it is never seen.
 Tokens beside the video (a text) see all and are seen by all. How many blocks are visited is counted.
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from difftool.acceleration.attention import fastvideo
 from difftool.acceleration.attention.kernels import flex_attention, masked_error
 from difftool.acceleration.attention.video import Grid, Layout, Video, mask_of_blocks, options
 from difftool.acceleration.attention.vmoba import VMOBA, moba_kernels
+from difftool.attention import FLEX
 from difftool.errors import PlanError
 from difftool.parallel.seam import Kernel
 
@@ -29,16 +31,27 @@ SLIDING_TILE: Grid = (6, 8, 8)  # tokens of a tile, as the mask files of FastVid
 CUBE: Grid = (4, 4, 4)
 # (queries and keys [B, H, N x size, D], the layout) -> which tiles each tile sees, bool [1 or B, H, T, T]
 Choose = Callable[[Tensor, Tensor, Layout], Tensor]
+# (queries, keys and values [B, H, N x size, D], bool [1 or B, H, N, N] which blocks each block sees, the layout, the
+# scale of the scores) -> [B, H, N x size, D]
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor, Layout, float | None], Tensor]
+
+
+def by_flex(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    """FlexAttention's."""
+    mask, tiles = block_mask(seen, layout), options(layout.size)
+    found: Tensor = flex_attention(query, key, value, block_mask=mask, scale=scale, kernel_options=tiles)
+    return found
 
 
 @dataclass(frozen=True)
 class TileKernel:
-    """Attention of each tile to those that `choose` names."""
+    """Attention of each tile to those that `choose` names, as `compute` does it."""
 
     name: str
     video: Video
     tile: Grid
     choose: Choose
+    compute: Compute = by_flex
 
     def __call__(
         self,
@@ -55,10 +68,7 @@ class TileKernel:
         packed = [layout.pack(tensor) for tensor in (query, key, value)]
         seen = with_others(self.choose(packed[0], packed[1], layout), layout)
         self.video.count(seen.sum() * (query.shape[0] // seen.shape[0]), query.shape[0] * seen[0].numel())
-        out = flex_attention(
-            *packed, block_mask=block_mask(seen, layout), scale=scale, kernel_options=options(layout.size)
-        )
-        return layout.unpack(out)
+        return layout.unpack(self.compute(packed[0], packed[1], packed[2], seen, layout, scale))
 
     def with_lse(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError(f"{self.name} tells no log-sum-exp")
@@ -177,14 +187,21 @@ def kept_of(tiles: int, sparsity: float) -> int:
     return max(1, math.ceil(round((1 - sparsity) * tiles, 6)))
 
 
-def tile_kernels(name: str, options: Mapping[str, Any], video: Video, heads: Sequence[int]) -> Sequence[Kernel]:
+def tile_kernels(
+    name: str, options: Mapping[str, Any], video: Video, heads: Sequence[int], kernel: str = FLEX
+) -> Sequence[Kernel]:
     """The kernels of a denoiser's layers, which have so many heads each. Raises PlanError for a wrong mask file, and
     for layers that none is left of.
     """
     if name == VMOBA:
-        return moba_kernels(options["moba_config"], video, len(heads))
+        return moba_kernels(options["moba_config"], video, len(heads), kernel)
+    compute = COMPUTE[kernel]
     if name == "video_sparse_attn":
-        return [TileKernel(name, video, CUBE, TopCubes(options["sparsity"]))] * len(heads)
+        return [TileKernel(name, video, CUBE, TopCubes(options["sparsity"]), compute)] * len(heads)
     assert name == "sliding_tile_attn", name
     strategy = Strategy.read(options["mask_strategy_file_path"], len(heads), max(heads, default=0))
-    return [TileKernel(name, video, SLIDING_TILE, SlidingTile(video, strategy, layer)) for layer in range(len(heads))]
+    layers = [SlidingTile(video, strategy, layer) for layer in range(len(heads))]
+    return [TileKernel(name, video, SLIDING_TILE, layer, compute) for layer in layers]
+
+
+COMPUTE: Mapping[str, Compute] = {FLEX: by_flex, "fastvideo": fastvideo.compute}

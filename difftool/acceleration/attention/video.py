@@ -64,7 +64,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens put tile by tile: frame-major in the grid, and so inside a tile."""
+    """Tokens put tile by tile: frame-major in the grid, and so inside a tile; where it has gaps, they come last."""
 
     grid: Grid
     tile: Grid
@@ -94,7 +94,8 @@ class Layout:
         frames, rows, columns = self.grid
         places[:frames, :rows, :columns] = torch.arange(math.prod(self.grid)).view(self.grid)
         (f, r, c), (tf, tr, tc) = self.tiles, self.tile
-        video = places.view(f, tf, r, tr, c, tc).permute(0, 2, 4, 1, 3, 5).flatten()
+        cut = places.view(f, tf, r, tr, c, tc).permute(0, 2, 4, 1, 3, 5).reshape(-1, self.size)
+        video = cut.gather(1, (cut < 0).to(torch.int8).argsort(dim=1, stable=True)).flatten()
         rest = torch.full((self.blocks * self.size - len(video),), -1, dtype=torch.long)
         rest[: self.others] = math.prod(self.grid) + torch.arange(self.others)
         return torch.cat([video, rest]).to(self.device)
@@ -136,14 +137,14 @@ def mask_of_blocks(seen: Tensor, whole: Tensor, size: int, visible: Callable[...
     """FlexAttention's, of the blocks of `size` tokens [B, H, N, N] that are seen. Of those that are `whole` too, every
     pair of tokens is; into the others it looks by `visible(sample, head, query, key)`.
     """
-    (some, in_part), (all_of, at_once) = (_ordered(part) for part in (seen & ~whole, seen & whole))
+    (some, in_part), (all_of, at_once) = (ordered(part) for part in (seen & ~whole, seen & whole))
     length = seen.shape[-1] * size
     return BlockMask.from_kv_blocks(
         some, in_part, all_of, at_once, BLOCK_SIZE=(size, size), mask_mod=visible, seq_lengths=(length, length)
     )
 
 
-def _ordered(seen: Tensor) -> tuple[Tensor, Tensor]:
+def ordered(seen: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks each block sees, and which: those first."""
     first = seen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return seen.sum(-1, dtype=torch.int32), first.to(torch.int32)

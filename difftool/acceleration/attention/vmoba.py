@@ -2,8 +2,9 @@
 
 Layers take turns with chunks of frames (temporal), of rows and columns (spatial) and of all three (st). Tokens are put
 chunk by chunk, and FlexAttention's blocks are laid over them: a block is visited where any query in it sees any chunk
-in the other, and looked into token by token unless all queries see all of it. Tokens beside the video see all and are
-seen by all. At the sides of a video that a chunk does not divide, the last one is smaller.
+in the other, and looked into token by token unless all queries see all of it. The other kernel is `varlen`, which
+gathers the queries of each chunk. Tokens beside the video see all and are seen by all. At the sides of a video that a
+chunk does not divide, the last one is smaller.
 
 Legend: B samples, S tokens, V those of the video, H heads, D head width, C chunks, N blocks of SIZE places.
 Source: Wu et al. 2025, "VMoBA: Mixture-of-Block Attention for Video Diffusion Models", by the names of FastVideo; apart
@@ -13,20 +14,21 @@ from it the selection is made for each sample by itself, and the first steps and
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from difftool.acceleration.attention import varlen
+from difftool.acceleration.attention.chunks import SIZE, Chunks
 from difftool.acceleration.attention.kernels import flex_attention, masked_error
-from difftool.acceleration.attention.video import Grid, Video, mask_of_blocks, options
+from difftool.acceleration.attention.video import Video, mask_of_blocks, options
+from difftool.attention import FLEX
 from difftool.errors import PlanError
 from difftool.parallel.seam import Kernel, TorchKernel
 
 VMOBA = "vmoba_attn"
-SIZE = 64  # places of a block, as those of VSA's cubes
 AT_ONCE = 2**26  # places x chunks of the heads that are computed together, where each chooses by itself
 MOST = 2**31 - 1  # of them that a kernel can count
 EPS = 1e-6  # likeness that counts as none, as FastVideo has it
@@ -39,80 +41,6 @@ SCOPES: Mapping[str, tuple[int, ...]] = {
 }
 # the part of a layer -> the sides of a video that its chunks cut: 0 frames, 1 rows, 2 columns
 PARTS: Mapping[str, tuple[int, ...]] = {"temporal": (0,), "spatial": (1, 2), "st": (0, 1, 2)}
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Tokens put chunk by chunk, frame-major inside one; then those beside the video, then the last of all again to the
-    end of its block. As keys, these copies are never seen.
-    """
-
-    grid: Grid
-    chunk: Grid
-    others: int
-    device: torch.device
-
-    @property
-    def tokens(self) -> int:
-        """Those of the video."""
-        return math.prod(self.grid)
-
-    @property
-    def counts(self) -> Grid:
-        """How many chunks, along each side."""
-        frames, rows, columns = (math.ceil(side / by) for side, by in zip(self.grid, self.chunk, strict=True))
-        return frames, rows, columns
-
-    @cached_property
-    def owner(self) -> Tensor:
-        """[V] the chunk of each token of the video."""
-        cut = [torch.arange(side) // by for side, by in zip(self.grid, self.chunk, strict=True)]
-        _, rows, columns = self.counts
-        found = (cut[0][:, None, None] * rows + cut[1][:, None]) * columns + cut[2]
-        return found.flatten().to(self.device)
-
-    @cached_property
-    def sizes(self) -> Tensor:
-        """[C] tokens of each chunk."""
-        return self.owner.bincount(minlength=math.prod(self.counts))
-
-    @cached_property
-    def order(self) -> Tensor:
-        """[N x SIZE] the token at each place."""
-        total = self.tokens + self.others
-        places = torch.arange(math.ceil(total / SIZE) * SIZE, device=self.device)
-        beside = places[self.tokens :].clamp(max=total - 1)
-        order = torch.cat([self.owner.argsort(stable=True), beside])
-        return order if self.others else torch.where(places < total, order, order[self.tokens - 1])
-
-    @cached_property
-    def group(self) -> Tensor:
-        """[N x SIZE] what each place is seen as: one of C chunks, C for what is beside the video, C + 1 for a copy."""
-        places, chunks = torch.arange(len(self.order), device=self.device), len(self.sizes)
-        copies = chunks + (places >= self.tokens + self.others).long()
-        return torch.where(places < self.tokens, self.owner[self.order.clamp(max=self.tokens - 1)], copies)
-
-    @cached_property
-    def touched(self) -> Tensor:
-        """fp32 [C + 2, N], 1 where a block has a place of a group."""
-        found = torch.zeros(len(self.sizes) + 2, len(self.group) // SIZE, device=self.device)
-        found[self.group, torch.arange(len(self.group), device=self.device) // SIZE] = 1
-        return found
-
-    @cached_property
-    def place(self) -> Tensor:
-        """[S] where each token lies."""
-        return self.order[: self.tokens + self.others].argsort()
-
-    def means(self, key: Tensor) -> Tensor:
-        """[B, S, H, D] -> fp32 [B, H, C, D], the mean of each chunk's tokens."""
-        whole = [side for by, count in zip(self.chunk, self.counts, strict=True) for side in (count, by)]
-        gaps = [by * count - side for side, by, count in zip(self.grid, self.chunk, self.counts, strict=True)]
-        video = key[:, : self.tokens].unflatten(1, self.grid)
-        video = pad(video, (0, 0, 0, 0, 0, gaps[2], 0, gaps[1], 0, gaps[0]))
-        cut = video.reshape(len(key), *whole, *key.shape[2:])
-        sums = cut.sum((2, 4, 6), dtype=torch.float32).flatten(1, 3).transpose(1, 2)
-        return sums / self.sizes[:, None]
 
 
 @dataclass(frozen=True)
@@ -163,16 +91,32 @@ def enough_alike(likeness: Tensor, own: Tensor, threshold: float) -> Tensor:
     return own | torch.zeros_like(own).scatter(-1, order, taken)
 
 
+# (queries, keys and values [B, H, N x SIZE, D], bool [B, H, N x SIZE, C + 2] which groups each place sees, the chunks,
+# the scale of the scores) -> [B, H, N x SIZE, D], and how many blocks were visited
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor, Chunks, float | None], tuple[Tensor, Tensor]]
+
+
+def by_flex(
+    query: Tensor, key: Tensor, value: Tensor, choice: Tensor, chunks: Chunks, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """FlexAttention's, in blocks of SIZE x SIZE."""
+    seen, whole = blocks_of(choice, chunks)
+    mask = mask_of_blocks(seen, whole, SIZE, visible_by(choice, chunks.group))
+    out = flex_attention(query, key, value, block_mask=mask, scale=scale, kernel_options=options(SIZE))
+    return out, seen.sum()
+
+
 @dataclass(frozen=True)
 class MobaKernel:
-    """Attention of each query to the chunks that `rule` chooses. `cuts` are the tokens of a chunk along each side, None
-    for all of them. The first `full_steps` steps are full.
+    """Attention of each query to the chunks that `rule` chooses, as `compute` does it. `cuts` are the tokens of a chunk
+    along each side, None for all of them. The first `full_steps` steps are full.
     """
 
     video: Video
     cuts: tuple[int | None, int | None, int | None]
     rule: Rule
     full_steps: float
+    compute: Compute = by_flex
 
     def __call__(
         self,
@@ -188,8 +132,7 @@ class MobaKernel:
         frames, rows, columns = (min(by or side, side) for by, side in zip(self.cuts, self.video.grid, strict=True))
         chunks = self.video.layout(Chunks, (frames, rows, columns), query)
         if self.video.step < self.full_steps:
-            blocks = query.shape[0] * query.shape[2] * chunks.touched.shape[1] ** 2
-            self.video.count(blocks, blocks)
+            self.video.count(chunks.blocks(query), chunks.blocks(query))
             return TorchKernel()(query, key, value, scale=scale)
         heads = self._heads_at_once(query, chunks)
         parts = zip(*(tensor.split(heads, dim=2) for tensor in (query, key, value)), strict=True)
@@ -216,10 +159,8 @@ class MobaKernel:
         means = chunks.means(key)
         packed = [tensor[:, chunks.order].transpose(1, 2) for tensor in (query, key, value)]
         choice = choices(packed[0], means, chunks, self.rule)
-        seen, whole = blocks_of(choice, chunks)
-        self.video.count(seen.sum(), seen.numel())
-        mask = mask_of_blocks(seen, whole, SIZE, visible_by(choice, chunks.group))
-        out = flex_attention(*packed, block_mask=mask, scale=scale, kernel_options=options(SIZE))
+        out, visited = self.compute(packed[0], packed[1], packed[2], choice, chunks, scale)
+        self.video.count(visited, chunks.blocks(query))
         return out[:, :, chunks.place].transpose(1, 2)
 
 
@@ -254,16 +195,16 @@ def visible_by(choice: Tensor, group: Tensor) -> Callable[..., Tensor]:
     return visible
 
 
-def moba_kernels(config: Mapping[str, Any], video: Video, layers: int) -> list[Kernel]:
+def moba_kernels(config: Mapping[str, Any], video: Video, layers: int, kernel: str = FLEX) -> list[Kernel]:
     """Those of so many layers, by a recipe's `moba_config`. Raises PlanError where all of them are full."""
     first = config["first_full_layer"]
     if first >= layers:
         raise PlanError(f"moba_config.first_full_layer={first} leaves none of {layers} layers; lower it")
     cycle = [part for part in PARTS for _ in range(config[f"{part}_layer"])]
     turns = [cycle[(layer - first) % len(cycle)] for layer in range(layers)]
+    steps = [math.inf if layer < first else config["first_full_step"] for layer in range(layers)]
     return [
-        MobaKernel(video, *_part(config, part), math.inf if layer < first else config["first_full_step"])
-        for layer, part in enumerate(turns)
+        MobaKernel(video, *_part(config, part), full, COMPUTE[kernel]) for part, full in zip(turns, steps, strict=True)
     ]
 
 
@@ -274,3 +215,6 @@ def _part(config: Mapping[str, Any], part: str) -> tuple[tuple[int | None, int |
         config["moba_select_mode"], config["moba_threshold_type"], config[f"{part}_topk"], config["moba_threshold"]
     )
     return (by_side.get(0), by_side.get(1), by_side.get(2)), rule
+
+
+COMPUTE: Mapping[str, Compute] = {FLEX: by_flex, "varlen": varlen.compute}

@@ -23,6 +23,8 @@ ANSWERS = {
     "attention torch_sdpa": {},
     "attention fa2": {"error": "needs flash-attn, which is not installed", "install": "pip install flash-attn"},
     "attention cudnn": {"error": "its result is wrong"},
+    "attention vmoba_attn": {"kernel": "varlen"},
+    "attention video_sparse_attn": {"kernel": "flex", "because": "kernel fastvideo needs fastvideo-kernel"},
     "attention sage_attn": {},
 }
 LAST = "attention sage_attn"

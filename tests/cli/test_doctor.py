@@ -88,10 +88,12 @@ torch
   torch.compile   no: InvalidCxxCompiler: No working C++ compiler found
 
 attention
-  torch_sdpa     works
-  fa2            no: needs flash-attn, which is not installed; install: pip install flash-attn
-  cudnn          no: its result is wrong
-  sage_attn      works
+  torch_sdpa         works
+  fa2                no: needs flash-attn, which is not installed; install: pip install flash-attn
+  cudnn              no: its result is wrong
+  vmoba_attn         works, by kernel varlen
+  video_sparse_attn  works, by kernel flex: kernel fastvideo needs fastvideo-kernel
+  sage_attn          works
 
 variables
   OMP_NUM_THREADS  3  (replaced by launch.threads)"""
@@ -282,5 +284,6 @@ def test_this_machine_is_examined(difftool):
     assert found["found"]["torch"]["version"] == metadata.version("torch")
     assert found["found"]["collectives"]["gloo"] is None
     assert found["found"]["attention torch_sdpa"] == found["found"]["attention flex"] == {}
+    assert found["found"]["attention vmoba_attn"]["kernel"] == "flex"
     on_cpu = found["found"]["attention fa3"]
     assert on_cpu["error"].startswith("runs on CUDA, and this is a CPU; needs flash-attn-3") and on_cpu["install"]

@@ -169,7 +169,7 @@ def test_a_kernel_that_ends_the_process_is_named_and_stops_nothing_else(difftool
     answer = difftool("doctor")
     assert answer.code == 0
     assert "  ended early" in answer.out and "torch ended by SIGSEGV, asked about attention sage_attn\n" in answer.out
-    assert "  torch_sdpa     works\n" in answer.out
+    assert "  torch_sdpa         works\n" in answer.out
 
 
 def test_a_kernel_that_hangs_is_given_up():

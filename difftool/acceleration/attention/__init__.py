@@ -230,18 +230,18 @@ def apply(
         model, by_name = getattr(components, component), dict(named_here)
         modules = {ALL: attention_modules(model)} if ALL in by_name else by_role(model, sequence)
         for role, bound in modules.items():
-            name = by_name.get(role, ALWAYS)
-            if isinstance(name, Picked):
+            picked = by_name.get(role, ALWAYS)
+            if isinstance(picked, Picked):
                 assert grid is not None, component
                 videos[component], options = Video(), chosen(asked["denoising"], component, role).options
                 videos[component].follow(model, grid)
                 heads = [module.heads for module in bound]
-                own = tile_kernels(name.name, options, videos[component], heads, name.kernel)
-                by_name[role] = {"name": name.name, **options, "kernel": name.kernel}
+                own = tile_kernels(picked.name, options, videos[component], heads, picked.kernel)
+                by_name[role] = {"name": picked.name, **options, "kernel": picked.kernel}
             else:
-                own = [KERNELS[name]()] * len(bound)
+                own = [KERNELS[picked]()] * len(bound)
             for module, kernel in zip(bound, own, strict=True):
-                _bind(module, kernel, str(name))
+                _bind(module, kernel, needed=picked != ALWAYS)
         for role in (role for role in by_name if not modules.get(role)):
             by_name[role] = _own(model, chosen(asked["denoising"], component, role).name)
         found[component] = by_name
@@ -257,11 +257,11 @@ def _own(model: nn.Module, name: str) -> str:
     return OWN
 
 
-def _bind(module: nn.Module, kernel: Any, name: str) -> None:
+def _bind(module: nn.Module, kernel: Any, *, needed: bool) -> None:
     try:
         module.processor = attend_through(module.processor, kernel)
     except PlanError:
-        if name != ALWAYS:  # some old classes know only torch's own
+        if needed:  # some old classes know only torch's own
             raise
 
 

@@ -1,11 +1,15 @@
 """Turns what Typer says of a wrong command line into a fact and a way out."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
+from difftool.cli import later
 from difftool.errors import DifftoolError
 
 if TYPE_CHECKING:
     from typer import TyperException
+
+NO_COMMAND = re.compile(r"No such command '(?P<name>[\w-]+)'")
 
 
 class UsageError(DifftoolError):
@@ -17,14 +21,19 @@ class UsageError(DifftoolError):
 def usage_error(error: "TyperException") -> UsageError:
     """The same refusal in difftool's words, with the nearest flag for one that is unknown."""
     context: Any = getattr(error, "ctx", None)
-    command = context.command_path if context else "difftool"
     unknown = getattr(error, "option_name", None)
-    if unknown is None or context is None or "o such option" not in error.message:
-        extra = "unexpected extra argument" in error.message
-        return UsageError(
-            _plain(error.format_message()), hint="a prompt goes in -p" if extra else f"see {command} --help"
-        )
-    return UsageError(f"unknown flag {unknown}", hint=_way_out(unknown, context))
+    if unknown is not None and context is not None and "o such option" in error.message:
+        return _unknown_flag(unknown, context)
+    command = NO_COMMAND.match(error.message)
+    if command is not None and command["name"] in later.COMMANDS and context.parent is None:
+        return _not_yet(f"difftool {command['name']}", later.COMMANDS[command["name"]])
+    extra = "unexpected extra argument" in error.message
+    see = f"see {context.command_path if context else 'difftool'} --help"
+    return UsageError(_plain(error.format_message()), hint="a prompt goes in -p" if extra else see)
+
+
+def _not_yet(name: str, meanwhile: str) -> UsageError:
+    return UsageError(f"{name}: not available yet", hint=meanwhile)
 
 
 def _plain(message: str) -> str:
@@ -33,14 +42,29 @@ def _plain(message: str) -> str:
     return words[:1].lower() + words[1:]
 
 
-def _way_out(unknown: str, context: Any) -> str:
-    """Our flag for a foreign one, else the nearest that the command has."""
+def _unknown_flag(unknown: str, context: Any) -> UsageError:
+    """Our flag for a foreign one, else the nearest that the command has, else the command that has it."""
     from difftool.recipe.flags import suggest_flag
 
-    own = [name for param in context.command.get_params(context) for name in param.opts]
-    near = suggest_flag(unknown, own)
+    if unknown in later.FLAGS:
+        return _not_yet(unknown, later.FLAGS[unknown])
+    command, path = context.command, context.command_path
+    own = [name for param in command.get_params(context) for name in param.opts]
+    below = _flags_below(command)
+    near = suggest_flag(unknown, [*own, *below])
+    hint = f"see {path} {'--help-all' if '--help-all' in own else '--help'}"
     if near in own:
-        return f"did you mean {near}?"
-    if near and hasattr(context.command, "commands"):
-        return f"{near} goes after the command: difftool generate RECIPE {near}"
-    return f"see {context.command_path} {'--help-all' if '--help-all' in own else '--help'}"
+        hint = f"did you mean {near}?"
+    elif near in below:
+        hint = f"{near} goes after the command: {path} {below[near]} {near}"
+    return UsageError(f"unknown flag {unknown}", hint=hint)
+
+
+def _flags_below(command: Any) -> dict[str, str]:
+    """The flags of a group's commands: `generate RECIPE`, the words that the flag follows in the first that has it."""
+    found: dict[str, str] = {}
+    for name, inner in getattr(command, "commands", {}).items():
+        words = [name, *(param.metavar for param in inner.params if param.param_type_name == "argument")]
+        for flag in (flag for param in inner.params for flag in (*param.opts, *param.secondary_opts)):
+            found.setdefault(flag, " ".join(words))
+    return found

@@ -34,14 +34,17 @@ def flag_overrides(given: Mapping[str, object]) -> list[Override]:
 def suggest_flag(text: str, others: Iterable[str] = ()) -> str:
     """The flag meant by an unknown one such as `--num_gpus` or `--torch-dtype`, or an empty text.
 
-    `others` are flags of the command that are no recipe keys.
+    `others` are flags that are no recipe keys. One letter says too little to be corrected: it is a flag or it is none.
     """
-    wanted = "--" + text.partition("=")[0].lstrip("-").replace("_", "-").lower()
-    names = [name for flag in FLAGS for name in flag.names if name.startswith("--")] + list(others)
+    names = [*(name for flag in FLAGS for name in flag.names), *others]
+    if not text.startswith("--"):
+        return text if text in names else ""
+    wanted = text.partition("=")[0].replace("_", "-").lower()
     if wanted in names:
         return wanted
-    close = get_close_matches(wanted, names, n=1, cutoff=0.7)
-    return FOREIGN_FLAGS.get(wanted) or (close[0] if close else "")
+    bare = {name.removeprefix("--"): name for name in names if name.startswith("--")}
+    close = get_close_matches(wanted.removeprefix("--"), bare, n=1, cutoff=0.7)
+    return FOREIGN_FLAGS.get(wanted) or (bare[close[0]] if close else "")
 
 
 def _named(name: str) -> Flag:

@@ -8,9 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from difftool.errors import RecipeError
+from difftool.recipe.flags import MEDIA
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+FILE_SUFFIXES = (*RECIPE_SUFFIXES, ".safetensors", *(f".{name}" for name in MEDIA))  # what ends so is meant as a file
 PROMPT = "a prompt goes in -p"
 
 
@@ -31,11 +33,18 @@ def resolve_source(text: str) -> Path | Mapping[str, object]:
     recipes = builtin_recipes()
     if text in recipes:
         return recipes[text]
-    if text.startswith("builtin:") or (HUB_ID.fullmatch(text) and path.suffix not in RECIPE_SUFFIXES):
+    if text.startswith("builtin:"):
+        return {"model": text}
+    if path.suffix.lower() in FILE_SUFFIXES:
+        raise RecipeError(f"no such file: {text!r}", hint=_near(path, recipes))
+    if HUB_ID.fullmatch(text):
         return {"model": text}
     if any(space in text for space in " \t\n"):
         raise RecipeError(f"{text!r} is no recipe, file or model", hint=PROMPT)
-    raise RecipeError(f"no file, built-in recipe or model is called {text!r}", hint=_hint(path, recipes))
+    near = _near(path, recipes)
+    if "/" in text:
+        raise RecipeError(f"no such file or folder: {text!r}", hint=near)
+    raise RecipeError(f"no file, built-in recipe or model is called {text!r}", hint=f"{near or ''} {PROMPT}".lstrip())
 
 
 def _existing(text: str, path: Path) -> Path | Mapping[str, object]:
@@ -49,10 +58,10 @@ def _existing(text: str, path: Path) -> Path | Mapping[str, object]:
     return path
 
 
-def _hint(path: Path, recipes: Mapping[str, Path]) -> str:
+def _near(path: Path, recipes: Mapping[str, Path]) -> str | None:
     beside = [str(path.parent / found.name) for found in _recipes_in(path.parent)]
     close = get_close_matches(str(path), beside, n=2) + get_close_matches(str(path), recipes, n=2)
-    return f"did you mean {' or '.join(close)}? {PROMPT}" if close else PROMPT
+    return f"did you mean {' or '.join(close)}?" if close else None
 
 
 def _recipes_in(folder: Path) -> list[Path]:

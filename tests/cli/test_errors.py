@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from difftool.cli import prepare
+from difftool.cli import later, prepare
+from difftool.cli.main import app
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,15 @@ from difftool.cli import prepare
             "--prompt red",
             "error: unknown flag --prompt\nhint: --prompt goes after the command: difftool generate RECIPE --prompt\n",
         ),
+        ("-p x", "error: unknown flag -p\nhint: -p goes after the command: difftool generate RECIPE -p\n"),
+        ("-s a=b", "error: unknown flag -s\nhint: -s goes after the command: difftool generate RECIPE -s\n"),
+        ("-y", "error: unknown flag -y\nhint: see difftool --help\n"),
+        (
+            "models --revision main",
+            "error: unknown flag --revision\n"
+            "hint: --revision goes after the command: difftool models fetch RECIPE --revision\n",
+        ),
+        ("models -p x", "error: unknown flag -p\nhint: see difftool models --help\n"),
         ("schema --seed 1", "error: unknown flag --seed\nhint: see difftool schema --help\n"),
         ("genrate", "error: no such command 'genrate'. Did you mean 'generate'?\nhint: see difftool --help\n"),
         ("generate a b", "error: got unexpected extra argument(s) (b)\nhint: a prompt goes in -p\n"),
@@ -44,6 +55,39 @@ from difftool.cli import prepare
 def test_a_wrong_command_line_is_exit_2_with_the_way_out(difftool, words, printed):
     answer = difftool(*words.split())
     assert (answer.code, answer.err) == (2, printed)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("serve", "difftool serve"),
+        ("serve x.yaml --port 30000", "difftool serve"),
+        ("tune --help", "difftool tune"),
+        ("generate x --port 30000", "--port"),
+        ("generate x --port=30000", "--port"),
+        ("--host 0.0.0.0", "--host"),
+        ("plan x --cost", "--cost"),
+        ("bench x --tier near", "--tier"),
+    ],
+)
+def test_what_comes_later_is_told_so_with_what_there_is_meanwhile(difftool, words, name):
+    answer = difftool(*words.split())
+    meanwhile = {**later.COMMANDS, **later.FLAGS}[name.removeprefix("difftool ")]
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == f"error: {name}: not available yet\nhint: {meanwhile}\n"
+
+
+def test_what_comes_later_is_not_there_yet_and_what_there_is_meanwhile_is():
+    commands = typer.main.get_command(app).commands
+    flags = {flag for command in commands.values() for param in command.params for flag in param.opts}
+    assert not later.COMMANDS.keys() & commands.keys() and not later.FLAGS.keys() & flags
+    named = " ".join((later.TUNE, later.PREDICTED)).replace(",", "").split()
+    assert {word for word in named if word.startswith("--")} <= flags
+    assert {named[i + 1] for i, word in enumerate(named) if word == "difftool"} <= commands.keys()
+
+
+def test_a_command_that_comes_later_is_none_of_a_groups(difftool):
+    assert difftool("recipes", "serve").err.startswith("error: no such command 'serve'\n")
 
 
 def test_all_recipe_problems_come_at_once_in_order(difftool):

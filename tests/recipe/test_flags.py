@@ -182,6 +182,10 @@ def test_the_suffix_of_a_file_name_is_its_format(given, name, format):
         ("--Seed", "--seed"),
         ("--perf-dump", "--perf-dump-path"),
         ("--qqqq", ""),
+        ("--p", ""),
+        ("-p", "-p"),
+        ("-P", ""),
+        ("-s", ""),
     ],
 )
 def test_a_mistyped_flag_is_answered_with_the_right_one(typed, meant):

@@ -368,18 +368,26 @@ def test_a_built_in_recipe_is_found_by_name_and_every_one_loads():
         assert load_recipe(name).name == f"builtin/{name}.yaml"
 
 
-def test_a_mistyped_name_gets_the_nearest_ones_and_where_a_prompt_goes(folder):
+def test_a_mistyped_name_gets_the_nearest_ones_and_only_what_is_no_file_where_a_prompt_goes(folder):
     folder({"wan.yaml": "model: a/b\n", "cfg/flux.yaml": "model: a/b\n", "empty/readme": ""})
     cases = {
         "wan.yml": (
-            "no file, built-in recipe or model is called 'wan.yml'",
-            "did you mean wan.yaml? a prompt goes in -p",
+            "no such file: 'wan.yml'",
+            "did you mean wan.yaml?",
         ),
         "cfg/flx.yaml": (
-            "no file, built-in recipe or model is called 'cfg/flx.yaml'",
-            f"did you mean cfg{os.sep}flux.yaml? a prompt goes in -p",
+            "no such file: 'cfg/flx.yaml'",
+            f"did you mean cfg{os.sep}flux.yaml?",
         ),
         "a red circle": ("'a red circle' is no recipe, file or model", "a prompt goes in -p"),
+        "a red circle and/or a ring": ("'a red circle and/or a ring' is no recipe, file or model", "a prompt goes in -p"),
+        "my red circle.png": ("no such file: 'my red circle.png'", None),
+        "cfg/red.png": ("no such file: 'cfg/red.png'", None),
+        "cfg/wan/one": ("no such file or folder: 'cfg/wan/one'", None),
+        "ltx-vid": (
+            "no file, built-in recipe or model is called 'ltx-vid'",
+            "did you mean ltx-video? a prompt goes in -p",
+        ),
         "qqqq": ("no file, built-in recipe or model is called 'qqqq'", "a prompt goes in -p"),
         "empty": (
             "empty is a folder without model_index.json: neither a recipe nor a model",

@@ -6,8 +6,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from difftool.files import output_error
 from difftool.launch.agent import LAST_WORDS_S, TOLD
@@ -29,12 +30,12 @@ class Assembly:
         meeting: Meeting,
         *,
         log: Path,
-        threads: int,
-        offline: bool,
+        pinned: Mapping[str, Any],
         hurry: Callable[[], bool],
         on_signal: Callable[[int], None],
     ):
-        """`hurry()` true cuts every wait short; `on_signal` hears of signals that other processes got.
+        """`pinned` are what `worker_environment` takes; `hurry()` true cuts every wait short; `on_signal` hears of
+        signals that other processes got.
 
         Raises OutputError where the log cannot be written.
         """
@@ -54,7 +55,7 @@ class Assembly:
         self._channels = {0: Channel(near), **meeting.channels}
         start = {"command": list(command), "folder": str(meeting.folder), "log": str(log)}
         for channel in self._channels.values():
-            channel.send({"start": {**start, "threads": threads, "offline": offline}})
+            channel.send({"start": {**start, "pinned": pinned}})
 
     def status(self) -> int | None:
         """0 once every rank has ended, None before."""

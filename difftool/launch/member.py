@@ -84,9 +84,9 @@ class Member:
             self._signal_group(signal.SIGTERM)
             self._kill_at = min(self._kill_at, time.monotonic() + order["stop"])
 
-    def _start(self, *, command: list[str], folder: str, log: str, threads: int, offline: bool) -> None:
+    def _start(self, *, command: list[str], folder: str, log: str, pinned: Mapping[str, Any]) -> None:
         rank = {"RANK": str(self._rank), "LOCAL_RANK": str(self._rank), "WORLD_SIZE": str(self._size)}
-        environment = worker_environment(os.environ, threads=threads, offline=offline)
+        environment = worker_environment(os.environ, **pinned)
         with Path(log).open("ab") as sink:
             self._worker = subprocess.Popen(
                 [*command, "--ranks-folder", folder, "--parent", str(os.getpid())],

@@ -21,6 +21,7 @@ from difftool.files import write_atomic
 from difftool.launch import node_meeting
 from difftool.launch.agent import Agent
 from difftool.launch.child import GRACE_S, WORKER
+from difftool.launch.environment import check_devices
 from difftool.launch.meeting import Channel
 from difftool.launch.node_group import STORE
 from difftool.launch.node_meeting import installed, keep_alive, network, rank_command, rank_environment, share
@@ -142,6 +143,7 @@ class Node:
         theirs = Plan.model_validate_json(plan)
         try:
             mine = replan(theirs)
+            check_devices(os.environ, mine.devices)
             check_same_work(mine, theirs, "node 0", hint="give all nodes the same recipe and flags")
             if mine.degrees != theirs.degrees:
                 raise PlanError("its parallel degrees are not those of node 0", hint="give all nodes the same")
@@ -152,7 +154,8 @@ class Node:
                 )
         except DifftoolError as error:
             return {"refused": error.message, "hint": error.hint}
-        own = {"model": mine.model, "loras": mine.loras, "items": mine.items, "pictures": mine.pictures}
+        places = ("model", "loras", "items", "pictures", "devices")
+        own = {name: getattr(mine, name) for name in places}
         self._plan = theirs.model_copy(update={**own, "nodes": self._nodes})
         (self._folder / TODO_FILE).write_text(todo)
         (self._folder / PLAN_FILE).write_text(self._plan.model_dump_json(by_alias=True))

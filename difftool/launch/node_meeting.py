@@ -154,7 +154,7 @@ def rank_command(command: Sequence[str], plan: Plan, plan_file: Path, *, node: i
 
 
 def rank_environment(base: Mapping[str, str], plan: Plan) -> dict[str, str]:
-    return worker_environment(base, threads=plan.threads, offline=plan.offline)
+    return worker_environment(base, threads=plan.threads, offline=plan.offline, devices=plan.devices)
 
 
 def network(base: Mapping[str, str], address: str) -> dict[str, str]:

@@ -51,6 +51,7 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "sampling": ANY,  # checked against the family's facts
     "sampling.scheduler.name": ("auto",),
     "launch.device": ANY,
+    "launch.devices": ANY,  # checked by check_launch
     "launch.offline": ANY,
     "launch.launcher": ANY,
     "launch.nnodes": ANY,

@@ -13,7 +13,7 @@ def loading(plan: Plan) -> dict[str, Any]:
     """
     recipe = {key: plan.recipe.get(key) for key in SECTIONS}
     recipe["model"] = {key: value for key, value in (recipe["model"] or {}).items() if key != "lora"}
-    decides = {"task", "model", "stages", "degrees", "device", "threads", "budget", "pin_memory"}
+    decides = {"task", "model", "stages", "degrees", "device", "devices", "threads", "budget", "pin_memory"}
     resolved = plan.model_dump(include=decides)
     quantized = any(stage.get("quantization", "none") != "none" for stage in plan.stages.values())
     kept = plan.prompt_embeds_dir

@@ -22,7 +22,7 @@ from difftool.planning.foreign import check_foreign
 from difftool.planning.holdings import budget_choices, plan_budget, streaming, unfit
 from difftool.planning.items import Items, draw, draw_seeds, make_items
 from difftool.planning.loras import lora_content, named, plan_loras
-from difftool.planning.nodes import check_launch, plan_nodes
+from difftool.planning.nodes import check_launch, counted, device_of, plan_nodes
 from difftool.planning.outputs import RunOptions, format_problems, name_problems, plan_output
 from difftool.planning.packages import check_packages
 from difftool.planning.pictures import by_content, digests
@@ -75,7 +75,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         loras = plan_loras(recipe["model"], checkpoint)
     except RecipeError as error:
         problems, loras = [*problems, *error.problems], ()
-    degrees = _degrees(recipe["parallel"], checkpoint, items.shared.values)
+    degrees = _degrees(counted(recipe), checkpoint, items.shared.values)
     if isinstance(degrees, Degrees):
         components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
         problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend, components))
@@ -247,7 +247,8 @@ def _plan(
         model=checkpoint.model,
         loras=loras,
         degrees=degrees,
-        device=launch["device"],
+        device=device_of(launch),
+        devices=launch["devices"],
         stages=resolved["stages"],
         items=items.items,
         pictures=pictures,
@@ -307,7 +308,7 @@ def _choices(resolved: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Choic
         for role in ("text_encoding", "denoising", "decoding")
         if stages[role]["precision"] == "auto"
     ]
-    if (attention := attention_choice(stages["denoising"]["attention"], checkpoint, launch["device"])) is not None:
+    if (attention := attention_choice(stages["denoising"]["attention"], checkpoint, device_of(launch))) is not None:
         chosen.append(attention)
     if resolved["model"]["backend"] == "auto" and checkpoint.model.backend == "diffusers":
         reason = f"no family runs {checkpoint.model.pipeline_class} natively"
@@ -316,7 +317,9 @@ def _choices(resolved: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Choic
         tiled = stages["decoding"]["parallel"] == "tiled"
         reason = "stages.decoding.parallel deals them out" if tiled else "tiles are blended, which is not exact"
         chosen.append(Choice(key="stages.decoding.tiling", value="on" if tiled else "none", reason=reason))
-    if launch["device"] == "auto":
+    if launch["device"] == "auto" and launch["devices"] is not None:
+        chosen.append(Choice(key="launch.device", value="cuda", reason="launch.devices are CUDA's"))
+    elif launch["device"] == "auto":
         chosen.append(Choice(key="launch.device", value="cuda, else mps, else cpu", reason="the fastest present"))
     if launch["threads"] == "auto":
         own = f"usable CPUs, at most {MAX_AUTO_THREADS}, alike on one rank and many"

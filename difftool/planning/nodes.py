@@ -1,4 +1,6 @@
-"""How many machines a run takes, where they meet, and what of `launch` does not go with the degrees."""
+"""How many machines and which devices a run takes, where machines meet, and what of `launch` does not go with the
+degrees.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,20 @@ def plan_nodes(launch: Mapping[str, Any]) -> Nodes | None:
         return None
     host, _, port = launch["rdzv_endpoint"].rpartition(":")
     return Nodes(count=launch["nnodes"], rank=launch["node_rank"], host=host.strip("[]"), port=int(port))
+
+
+def device_of(launch: Mapping[str, Any]) -> str:
+    """The kind of device that is asked for: indices are CUDA's."""
+    named = launch["device"] == "auto" and launch["devices"] is not None
+    return "cuda" if named else str(launch["device"])
+
+
+def counted(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The `parallel` section, an open num_gpus being one for each of `launch.devices` on every node."""
+    parallel, launch = recipe["parallel"], recipe["launch"]
+    if parallel["num_gpus"] != "auto" or launch["devices"] is None:
+        return dict(parallel)
+    return {**parallel, "num_gpus": len(launch["devices"]) * launch["nnodes"]}
 
 
 def check_launch(recipe: Mapping[str, Any], degrees: Degrees, *, keep_going: bool) -> list[Problem]:
@@ -32,6 +48,7 @@ def check_launch(recipe: Mapping[str, Any], degrees: Degrees, *, keep_going: boo
     if nodes > 1 and recipe["sampling"]["prompts"] == {"file": "-"}:
         message = "sampling.prompts.file: each node would read its own standard input; give a file"
         found.append(Problem("sampling.prompts.file", message))
+    found += _device_problems(launch, ranks)
     if launch["launcher"] == "direct" and ranks > 1:
         message = f"launch.launcher=direct starts one rank, not {ranks}; use auto or torchrun"
         found.append(Problem("launch.launcher", message))
@@ -42,3 +59,18 @@ def check_launch(recipe: Mapping[str, Any], degrees: Degrees, *, keep_going: boo
         message = "launch.on_oom=fallback starts anew where memory runs out, and --keep-going goes on without it"
         found.append(Problem("launch.on_oom", f"{message}; use one of them"))
     return found
+
+
+def _device_problems(launch: Mapping[str, Any], ranks: int) -> list[Problem]:
+    devices, nodes = launch["devices"], launch["nnodes"]
+    if devices is None:
+        return []
+    asked, found = f"launch.devices={devices}", list[str]()
+    if launch["device"] not in ("auto", "cuda"):
+        found.append(f"{asked} are CUDA's, and launch.device={launch['device']}; leave one of them out")
+    if len(set(devices)) < len(devices):
+        found.append(f"{asked} names a device twice, and each rank has one of its own")
+    if len(devices) * nodes != ranks:
+        which = f"{len(devices)} device{'s' * (len(devices) > 1)} on {'this machine' if nodes == 1 else 'each node'}"
+        found.append(f"{asked}: num_gpus={ranks}, and {which}; name one for each rank, or leave num_gpus auto")
+    return [Problem("launch.devices", message) for message in found]

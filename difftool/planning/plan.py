@@ -283,6 +283,7 @@ class Plan(Frozen):
     loras: tuple[LoraPlan, ...] = ()  # merged into the model in this order
     degrees: Degrees
     device: str  # auto | cpu | cuda | mps, resolved by the worker
+    devices: tuple[int, ...] | None = None  # CUDA's, of this machine, one for each rank on it; None: the first ones
     stages: Mapping[str, Mapping[str, Any]]
     items: tuple[Item, ...]
     pictures: Mapping[str, str]  # sha256 of every condition picture, by path

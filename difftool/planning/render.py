@@ -22,7 +22,7 @@ def render_plan(plan: Plan) -> str:
         f"plan      {plan.name}",
         f"model     {plan.model.name} ({_title(plan)}, {plan.task}, {plan.model.pipeline_class})",
         f"weights   {_weights(plan)}",
-        f"device    {plan.device}, {plan.threads} CPU threads a process",
+        f"device    {plan.device}{_devices(plan)}, {plan.threads} CPU threads a process",
         f"ranks     {_topology(plan.degrees, plan.nodes)}",
         f"runs      {_runs(plan)}",
         f"output    {_output(plan)}",
@@ -76,6 +76,11 @@ def _weights(plan: Plan) -> str:
     if plan.model.folder:
         return plan.model.folder
     return f"{plan.model.hub_id} at {plan.model.revision or 'its latest revision'}, fetched if missing"
+
+
+def _devices(plan: Plan) -> str:
+    """Which of this machine's, in the order of its ranks."""
+    return "" if plan.devices is None else f" ({', '.join(map(str, plan.devices))})"
 
 
 def _topology(degrees: Degrees, nodes: Nodes | None) -> str:

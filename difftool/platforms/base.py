@@ -1,5 +1,6 @@
 """What the engine asks of a device, and the choice of one."""
 
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -63,6 +64,12 @@ def check_limit(size: int, total: int) -> None:
         raise PlanError(message, hint="use a budget that the device has, or none")
 
 
+def visible(environ: Mapping[str, str]) -> str:
+    """What hides devices from torch, as the end of a sentence that misses one."""
+    chosen = [f"{name}={environ[name]}" for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if name in environ]
+    return f" ({', '.join(chosen)})" if chosen else ""
+
+
 def current(name: str) -> Platform:
     """The platform for `launch.device`. `auto` takes CUDA, then MPS, then the CPU. Raises PlanError."""
     from difftool.platforms.cpu import CpuPlatform
@@ -75,7 +82,7 @@ def current(name: str) -> Platform:
         name = next(kind for kind, available in present.items() if available())
     if not present[name]():
         raise PlanError(
-            f"launch.device is {name}, but torch {torch.__version__} finds no {name} device here",
+            f"launch.device is {name}, but torch {torch.__version__} finds no {name} device here{visible(os.environ)}",
             hint="use --device cpu, or a torch build for this machine's accelerator",
         )
     return kinds[name]()

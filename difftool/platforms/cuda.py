@@ -8,7 +8,7 @@ import torch
 
 from difftool.errors import PlanError
 from difftool.platforms import host, nvidia_smi
-from difftool.platforms.base import check_limit
+from difftool.platforms.base import check_limit, visible
 
 
 class CudaPlatform:
@@ -21,7 +21,7 @@ class CudaPlatform:
         index, present = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if index >= present:
             raise PlanError(
-                f"rank {index} of this machine has no device: torch finds {present}",
+                f"rank {index} of this machine has no device: torch finds {present}{visible(os.environ)}",
                 hint=f"use num_gpus={present}, or --device cpu",
             )
         self.device = torch.device("cuda", index)

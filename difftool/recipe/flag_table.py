@@ -65,7 +65,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("--nnodes",), "launch.nnodes", "int", "machines", "parallel"),
     Flag(("--node-rank",), "launch.node_rank", "int", "which of the machines this one is", "parallel"),
     Flag(("--rdzv-endpoint",), "launch.rdzv_endpoint", "text", "host:port where the machines meet", "parallel"),
-    Flag(("--devices",), "launch.devices", "devices", "indices of the devices to use: 4,5,6,7", "parallel"),
+    Flag(("--devices",), "launch.devices", "devices", "CUDA devices to use, by index: 4,5,6,7", "parallel"),
     Flag(("--attention-backend", "--diffusers-attention-backend"), "stages.denoising.attention", "word",
          "attention backend, by our name or diffusers'", "stages"),
     Flag(("--dit-precision",), "stages.denoising.precision", "word", "fp32, bf16 or fp16", "stages"),

@@ -29,7 +29,7 @@ class Launch(Section):
 
     device: Literal["auto", "cuda", "cpu", "mps"] = Field(default="auto", description="cuda is ROCm too")
     devices: Annotated[Many[Whole], Field(min_length=1)] | None = Field(
-        default=None, description="indices of the devices to use; null = the first ones"
+        default=None, description="indices of CUDA devices, one for each rank of this machine; null = the first"
     )
     launcher: Literal["auto", "direct", "torchrun"] = Field(default="auto", description="auto: direct for one rank")
     nnodes: Count = Field(default=1, description="machines")

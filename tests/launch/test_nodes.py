@@ -20,9 +20,10 @@ from launch.conftest import small_plan
 from launch.test_run import gone, half_written, wait_until
 
 from difftool.errors import PlanError
+from difftool.launch.environment import VISIBLE
 from difftool.launch.meeting import Channel
 from difftool.launch.node import Node
-from difftool.launch.node_meeting import NodeMeeting, network
+from difftool.launch.node_meeting import NodeMeeting, network, rank_environment
 from difftool.launch.signals import SignalWatch
 from difftool.launch.start import start_worker
 from difftool.planning.plan import Degrees, Nodes
@@ -245,13 +246,13 @@ TWO = Nodes(count=2, rank=1, host="127.0.0.1", port=1)
 class Member:
     """Another node than the first, in a thread, and the first one's end of its channel."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **own):
         here, there = socket.socketpair()
         self.channel, self.far = Channel(here), Channel(there)
         degrees = Degrees(num_gpus=2, dp=2, cfg=1, ring=1, ulysses=1, tp=1, hsdp="none")
         self.plan = small_plan(folder, degrees=degrees, nodes=TWO)
         self.node = Node(self.far, TWO, SignalWatch(), ("false",))
-        self.thread = threading.Thread(target=lambda: self.node.serve(lambda recorded: recorded))
+        self.thread = threading.Thread(target=lambda: self.node.serve(lambda plan: plan.model_copy(update=own)))
         self.thread.start()
 
     def answer(self, records):
@@ -284,6 +285,18 @@ def test_a_node_that_writes_media_must_see_the_folder(tmp_path, monkeypatch):
     member = Member(tmp_path)
     (tmp_path / "records" / "plan.json").write_text(member.plan.model_dump_json(by_alias=True))
     assert member.answer(tmp_path / "records") == {"ready": True}
+
+
+def test_a_node_takes_the_devices_that_its_own_command_names(tmp_path, monkeypatch):
+    for name in VISIBLE:
+        monkeypatch.delenv(name, raising=False)
+    member = Member(tmp_path, devices=(6,))
+    (tmp_path / "plan.json").write_text(member.plan.model_dump_json(by_alias=True))
+    assert member.answer(tmp_path) == {"ready": True}
+    assert rank_environment({}, member.node._plan)["CUDA_VISIBLE_DEVICES"] == "6"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    refused = Member(tmp_path, devices=(6,)).answer(tmp_path)["refused"]
+    assert refused.startswith("launch.devices=[6], and CUDA_VISIBLE_DEVICES=0,1 is set: ")
 
 
 def test_a_session_runs_on_one_machine(tmp_path):

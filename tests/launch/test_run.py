@@ -52,7 +52,7 @@ def test_a_run_returns_its_media_and_its_perf_dump(workshop):
 def test_the_worker_gets_pinned_threads_no_input_and_no_network(workshop, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "no_such_kernel")  # the recipe says which
-    result = workshop.run("environment", threads=3)
+    result = workshop.run("environment", threads=3, devices=(4, 5))
     log = result.log.read_text()
     assert "DIFFUSERS_ATTN_BACKEND" not in log
     for line in (
@@ -63,6 +63,8 @@ def test_the_worker_gets_pinned_threads_no_input_and_no_network(workshop, monkey
         '"HF_HUB_DISABLE_TELEMETRY": "1"',
         '"TOKENIZERS_PARALLELISM": "false"',
         '"HF_HUB_OFFLINE": "1"',
+        '"CUDA_VISIBLE_DEVICES": "4,5"',
+        '"HIP_VISIBLE_DEVICES": "4,5"',
         "stdin: ''",
     ):
         assert line in log

@@ -77,6 +77,18 @@ def test_an_absent_device_is_refused_with_a_way_out():
     assert error.value.exit_code == 3 and "--device cpu" in error.value.hint
 
 
+def test_a_device_that_the_environment_hides_is_missed_with_its_words(monkeypatch):
+    import torch
+
+    from difftool.errors import PlanError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    with pytest.raises(PlanError, match=r"finds no cuda device here \(CUDA_VISIBLE_DEVICES=9\)$"):
+        current("cuda")
+
+
 def test_last_words_are_not_cut_off_by_a_request_to_end():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("asked"))

@@ -380,7 +380,7 @@ def test_a_mistyped_name_gets_the_nearest_ones_and_only_what_is_no_file_where_a_
             f"did you mean cfg{os.sep}flux.yaml?",
         ),
         "a red circle": ("'a red circle' is no recipe, file or model", "a prompt goes in -p"),
-        "a red circle and/or a ring": ("'a red circle and/or a ring' is no recipe, file or model", "a prompt goes in -p"),
+        "a red and/or blue ring": ("'a red and/or blue ring' is no recipe, file or model", "a prompt goes in -p"),
         "my red circle.png": ("no such file: 'my red circle.png'", None),
         "cfg/red.png": ("no such file: 'cfg/red.png'", None),
         "cfg/wan/one": ("no such file or folder: 'cfg/wan/one'", None),

@@ -11,6 +11,7 @@ from difftool.cli.completion import complete_model
 from difftool.cli.fetch import fetch
 from difftool.cli.panels import PanelCommand, PanelGroup
 from difftool.cli.usage import UsageError
+from difftool.recipe.flag_table import STAGE_OFFLOADS
 
 if TYPE_CHECKING:
     from difftool.facts import Configs, FamilyFacts
@@ -20,6 +21,11 @@ NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="a model of the list, or a family", autocompletion=complete_model)
 ]
 OWN_LICENSE = "that of difftool"
+PLANNED = (  # keys of features that `difftool plan` checks; of the others a run knows what this machine can do
+    *("model", "memory", "parallel", "cache"),
+    *("stages.denoising.attention", "stages.text_encoding.tp", *STAGE_OFFLOADS),
+)
+BY_PLAN, BY_WORKER = "checked by plan", "checked when it runs"
 ACCELERATING = ("stages", "cache", "memory", "parallel", "model.lora", "model.components")  # recipe keys of features
 
 
@@ -159,14 +165,14 @@ def features(axes: Sequence[str], *, native: bool, sees: bool = False) -> dict[s
     return found
 
 
-HEAD = ("MODEL", "FAMILY", "TASK", "SIZE", "STEPS")
+HEAD = ("MODEL", "FAMILY", "TASK", "SIZE", "STEPS", "LACKS")
 
 
 def overview(models: list[Model]) -> str:
-    """A line for each model, a column for each feature that any of them has."""
-    columns = list(dict.fromkeys(kind for model in models for kind in kinds(model)))
-    rows = [row(model) + tuple("yes" if kind in kinds(model) else "-" for kind in columns) for model in models]
-    return table([HEAD + tuple(kind.upper() for kind in columns), *rows])
+    """A line for each model, with the features that it lacks and another one has."""
+    every = list(dict.fromkeys(kind for model in models for kind in kinds(model)))
+    rows = [(*row(model), ", ".join(kind for kind in every if kind not in kinds(model))) for model in models]
+    return table([HEAD, *rows])
 
 
 def kinds(model: Model) -> list[str]:
@@ -175,11 +181,9 @@ def kinds(model: Model) -> list[str]:
 
 
 def row(model: Model) -> tuple[str, ...]:
-    sampling = model.sampling
-    size = f"{sampling.get('width') or '-'}x{sampling.get('height') or '-'}"
-    if sampling.get("num_frames") is not None:
-        size += f"x{sampling['num_frames']}"
-    return model.name, model.family, model.task, size, str(sampling.get("num_inference_steps", "-"))
+    sides = [model.sampling.get(key) for key in ("width", "height", "num_frames")]
+    size = "x".join(str(side) for side in sides if side is not None) or "-"
+    return model.name, model.family, model.task, size, str(model.sampling.get("num_inference_steps", "-"))
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -189,6 +193,8 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 def page(model: Model) -> str:
     """Everything of one model."""
+    from difftool.planning.tree import ancestors
+
     head: list[tuple[str, Any]] = [
         ("family", f"{model.family} ({model.title})"),
         ("task", model.task),
@@ -200,7 +206,10 @@ def page(model: Model) -> str:
         ("extra", ", ".join(model.extra) or "none"),
     ]
     values = [(f"sampling.{key}", json.dumps(value, ensure_ascii=False)) for key, value in model.sampling.items()]
-    applied = [(key, ", ".join(given) if given else "every value") for key, given in model.features.items()]
+    applied = [
+        (key, ", ".join(given) if given else BY_PLAN if set(PLANNED).intersection(ancestors(key)) else BY_WORKER)
+        for key, given in model.features.items()
+    ]
     return "\n".join(
         [model.name, *lines(head), "defaults", *lines(values), "takes effect in this version", *lines(applied)]
     )

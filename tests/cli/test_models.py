@@ -14,15 +14,12 @@ from difftool.planning.outputs import RunOptions
 from difftool.recipe.load import load_recipe
 
 LIST = (
-    "MODEL                             FAMILY  TASK  SIZE       STEPS"
-    "  LORA  COMPONENTS  PRECISION  OFFLOAD  COMPILE  QUANTIZATION  ATTENTION  TILING  SLICING  PARALLEL  DP "
-    "  CFG  RING  ULYSSES  TP   CACHE  BUDGET\n"
-    "black-forest-labs/FLUX.1-dev      flux1   t2i   1024x1024  28   "
-    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes"
-    "  yes  yes   yes      yes  yes    yes\n"
-    "black-forest-labs/FLUX.1-schnell  flux1   t2i   1024x1024  4    "
-    "  yes   yes         yes        yes      yes      yes           yes        yes     yes      yes       yes"
-    "  yes  yes   yes      yes  yes    yes\n"
+    "MODEL                         FAMILY     TASK  SIZE         STEPS  LACKS\n"
+    "builtin:shapes-video          wan        t2v   32x32x9      20\n"
+    "black-forest-labs/FLUX.1-dev  flux1      t2i   1024x1024    28\n"
+    "Lightricks/LTX-Video          ltx        ti2v  704x512x161  50\n"
+    "AIDC-AI/Ovis-Image-7B         diffusers  t2i   -            50     "
+    "components, offload, cfg, ring, ulysses, tp, budget\n"
 )
 PAGE = (
     "black-forest-labs/FLUX.1-dev\n"
@@ -41,32 +38,32 @@ PAGE = (
     "  sampling.true_cfg_scale             1.0\n"
     "  sampling.max_sequence_length        512\n"
     "takes effect in this version\n"
-    "  model.lora                          every value\n"
-    "  model.components                    every value\n"
-    "  stages.text_encoding.precision      every value\n"
-    "  stages.text_encoding.offload        every value\n"
-    "  stages.text_encoding.compile        every value\n"
-    "  stages.text_encoding.quantization   every value\n"
-    "  stages.denoising.precision          every value\n"
-    "  stages.text_encoding.attention      every value\n"
-    "  stages.denoising.attention          every value\n"
-    "  stages.denoising.quantization       every value\n"
-    "  stages.denoising.compile            every value\n"
-    "  stages.denoising.offload            every value\n"
-    "  stages.decoding.precision           every value\n"
-    "  stages.decoding.tiling              every value\n"
-    "  stages.decoding.slicing             every value\n"
-    "  stages.decoding.parallel            every value\n"
-    "  stages.decoding.compile             every value\n"
-    "  stages.decoding.offload             every value\n"
-    "  parallel.dp                         every value\n"
-    "  parallel.cfg                        every value\n"
-    "  parallel.ring                       every value\n"
-    "  parallel.ulysses                    every value\n"
-    "  parallel.tp                         every value\n"
-    "  cache                               every value\n"
-    "  stages.text_encoding.tp             every value\n"
-    "  memory.budget                       every value\n"
+    "  model.lora                          checked by plan\n"
+    "  model.components                    checked by plan\n"
+    "  stages.text_encoding.precision      checked when it runs\n"
+    "  stages.text_encoding.offload        checked by plan\n"
+    "  stages.text_encoding.compile        checked when it runs\n"
+    "  stages.text_encoding.quantization   checked when it runs\n"
+    "  stages.denoising.precision          checked when it runs\n"
+    "  stages.text_encoding.attention      checked when it runs\n"
+    "  stages.denoising.attention          checked by plan\n"
+    "  stages.denoising.quantization       checked when it runs\n"
+    "  stages.denoising.compile            checked when it runs\n"
+    "  stages.denoising.offload            checked by plan\n"
+    "  stages.decoding.precision           checked when it runs\n"
+    "  stages.decoding.tiling              checked when it runs\n"
+    "  stages.decoding.slicing             checked when it runs\n"
+    "  stages.decoding.parallel            checked when it runs\n"
+    "  stages.decoding.compile             checked when it runs\n"
+    "  stages.decoding.offload             checked by plan\n"
+    "  parallel.dp                         checked by plan\n"
+    "  parallel.cfg                        checked by plan\n"
+    "  parallel.ring                       checked by plan\n"
+    "  parallel.ulysses                    checked by plan\n"
+    "  parallel.tp                         checked by plan\n"
+    "  cache                               checked by plan\n"
+    "  stages.text_encoding.tp             checked by plan\n"
+    "  memory.budget                       checked by plan\n"
 )
 
 
@@ -77,6 +74,11 @@ def test_the_list_is_a_line_for_each_model(difftool, monkeypatch):
     answer = difftool("models")
     assert (answer.code, answer.err, answer.out) == (0, "", LIST)
     assert difftool("models", "list") == answer
+
+
+def test_the_keys_that_a_plan_checks_are_keys_of_features():
+    every = {key for model in models.known_models() for key in model.features}
+    assert all(any(key == known or key.startswith(f"{known}.") for key in every) for known in models.PLANNED)
 
 
 def test_a_model_is_shown_with_its_defaults_and_what_takes_effect(difftool):

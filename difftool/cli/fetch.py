@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from difftool.cli.checkpoint import size
+from difftool.cli.options import ConfigOption, RecipeArgument, RecipeArguments, SetOption
 from difftool.errors import DifftoolError, WeightsError, WorkerCrashed
 
 if TYPE_CHECKING:
     from difftool.planning.plan import LoraPlan, ModelPlan
+    from difftool.recipe.load import Override
 
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REVISION", help="commit, branch or tag of the hub repository"),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 FETCHER = (sys.executable, "-m", "difftool.pipeline.fetch")
 EVERY_S, PLAIN_EVERY_S = 0.5, 15.0  # between two lines of progress: on a terminal, and in a log
 EVERYTHING = "*"  # of a pipeline that no family runs
@@ -51,27 +58,31 @@ class Wanted:
 
 
 def fetch(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe file, a built-in recipe or a model")],
+    recipe: RecipeArgument = None,
     *,
-    revision: Annotated[str | None, typer.Option("--revision", metavar="COMMIT", help="of the hub repository")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    revision: RevisionOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Download only what a recipe needs, and print the model's folder."""
-    wanted = wanted_by(recipe, revision)
+    from difftool.cli.prepare import chosen_recipe, read_overrides
+
+    given = RecipeArguments(recipe=recipe, config=config, sets=tuple(sets or ()), flags={"--revision": revision})
+    wanted = wanted_by(chosen_recipe(given), read_overrides(given))
     told = run(wanted)
     repositories = list(dict.fromkeys([*wanted.repositories, *told["repositories"]]))
     typer.echo(json.dumps({"folder": told["folder"], "repositories": repositories}) if as_json else told["folder"])
 
 
-def wanted_by(recipe: str, revision: str | None) -> Wanted:
+def wanted_by(recipe: str, overrides: "Sequence[Override]") -> Wanted:
     """Of a model that nobody knows yet, the index is fetched to learn what it is made of."""
     from difftool.planning.checkpoint import checkpoint_folder, find_checkpoint, known_checkpoints
     from difftool.planning.components import base_of, place
     from difftool.planning.loras import plan_loras
     from difftool.planning.plan import ModelPlan
-    from difftool.recipe.load import Override, load_recipe
+    from difftool.recipe.load import load_recipe
 
-    overrides = [Override("model.revision", revision, "--revision")] if revision else []
     model = load_recipe(recipe, overrides).recipe.model.model_dump(mode="json")
     path, components = base_of(model)
     known = any(path.lower() == checkpoint.hub_id.lower() for checkpoint in known_checkpoints())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from difftool.cli.completion import complete_key, complete_recipe
-from difftool.cli.panels import COMMON, PanelCommand, show_all
+from difftool.cli.panels import COMMON, HELP_ALL, PanelCommand, show_all
 from difftool.recipe.flag_table import FLAGS, Flag
 
 if TYPE_CHECKING:
@@ -24,41 +24,44 @@ class RecipeArguments:
 
     recipe: str | None
     config: str | None
-    output: str | None
-    save_output: bool
-    return_frames: bool
-    keep_going: bool
     sets: tuple[str, ...]
     flags: Mapping[str, Any]
+    output: str | None = None
+    save_output: bool = True
+    return_frames: bool = False
+    keep_going: bool = False
     profile: "ProfilePlan | None" = None
 
 
+RecipeArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECIPE",
+        help="a recipe file, a built-in recipe, a model or a generated file",
+        autocompletion=complete_recipe,
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", metavar="RECIPE", help="the same as RECIPE", autocompletion=complete_recipe),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="any key of the recipe; repeatable", autocompletion=complete_key
+    ),
+]
 RECIPE_PARAMETERS: dict[str, Any] = {
-    "recipe": Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE",
-            help="a recipe file, a built-in recipe, a model or a generated file",
-            autocompletion=complete_recipe,
-        ),
-    ],
+    "recipe": RecipeArgument,
     "output": Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="PATH", help="x.png names the one file, x/ the folder", rich_help_panel=COMMON
         ),
     ],
-    "config": Annotated[
-        str | None,
-        typer.Option("--config", "-c", metavar="RECIPE", help="the same as RECIPE", autocompletion=complete_recipe),
-    ],
-    "sets": Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="any key of the recipe; repeatable", autocompletion=complete_key
-        ),
-    ],
-    "help_all": Annotated[bool, typer.Option("--help-all", callback=show_all, is_eager=True, help="show every flag")],
+    "config": ConfigOption,
+    "sets": SetOption,
+    "help_all": Annotated[bool, typer.Option(HELP_ALL, callback=show_all, is_eager=True, help="show every flag")],
 }
 # no recipe keys: they say what a run leaves, not what it makes
 RUN_PARAMETERS: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMON = "common"
 OPTIONS = "options"  # the command's own, without a panel
 SHORT = ("arguments", COMMON, OPTIONS)  # the panels that --help shows; --help-all shows every one
+HELP, HELP_ALL = "--help", "--help-all"
 BUILT_IN_HELP = {
     "help": "show this page",
     "install_completion": "install completion for this shell",
@@ -20,7 +21,16 @@ _COLUMN = 36  # a longer flag has its help on the line below
 Row = tuple[str, str]
 
 
-class PanelCommand(TyperCommand):
+class FullHelp:
+    """Where `--help` hides nothing, `--help-all` is another name of it."""
+
+    def get_help_option_names(self, ctx: Any) -> list[str]:
+        params: Iterable[Any] = getattr(self, "params", ())
+        own = any(HELP_ALL in param.opts for param in params)
+        return [HELP] if own else [HELP, HELP_ALL]
+
+
+class PanelCommand(FullHelp, TyperCommand):
     """A command whose help is grouped by `rich_help_panel`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -32,7 +42,7 @@ class PanelCommand(TyperCommand):
                     formatter.write_dl(rows, col_max=_COLUMN)
 
 
-class PanelGroup(TyperGroup):
+class PanelGroup(FullHelp, TyperGroup):
     """The application: its commands, then its own options."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -65,7 +75,9 @@ def rows_by_panel(params: Iterable[Any]) -> dict[str, list[Row]]:
 
 def _row(param: Any) -> Row:
     """`-p, --prompt sampling.prompt` and its help."""
-    names = ", ".join(sorted(param.opts, key=lambda name: name.startswith("--")))
+    shown = [HELP] if param.name == "help" else param.opts
+    names = ", ".join(sorted(shown, key=lambda name: name.startswith("--")))
     if param.secondary_opts:
         names += " / " + ", ".join(param.secondary_opts)
-    return f"{names} {param.metavar or ''}".rstrip(), BUILT_IN_HELP.get(param.name, param.help)
+    text = BUILT_IN_HELP.get(param.name, param.help)
+    return f"{names} {param.metavar or ''}".rstrip(), f"{text}; required" if param.required else text

@@ -159,6 +159,12 @@ def print_resolved(plan: Plan) -> None:
     _leave_if_refused(plan)
 
 
+def print_refusals(plan: Plan) -> None:
+    """Only why it cannot run, on stderr."""
+    print(*(f"{line}\n" for line in plan.refused), sep="", end="", file=sys.stderr)
+    _leave_if_refused(plan)
+
+
 def _leave_if_refused(plan: Plan) -> None:
     if plan.refused:
         raise typer.Exit(PlanError.exit_code)

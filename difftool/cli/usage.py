@@ -52,7 +52,8 @@ def _unknown_flag(unknown: str, context: Any) -> UsageError:
     own = [name for param in command.get_params(context) for name in param.opts]
     below = _flags_below(command)
     near = suggest_flag(unknown, [*own, *below])
-    hint = f"see {path} {'--help-all' if '--help-all' in own else '--help'}"
+    hides = any(param.name == "help_all" for param in command.params)
+    hint = f"see {path} {'--help-all' if hides else '--help'}"
     if near in own:
         hint = f"did you mean {near}?"
     elif near in below:

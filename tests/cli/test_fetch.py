@@ -50,6 +50,15 @@ def test_only_what_the_pipeline_needs_is_asked_for_and_the_folder_is_printed(dif
     assert answer.out.strip().endswith("models--black-forest-labs--FLUX.1-dev/snapshots/abc")
 
 
+def test_the_recipe_may_be_a_flag_and_its_keys_may_be_set(difftool, hub):
+    answer = difftool("models", "fetch", "-c", DEV, "-s", "model.revision=v2", "--set", "model.components.vae=org/vae")
+    assert (answer.code, answer.err) == (0, "")
+    assert [(hub_id, revision) for hub_id, revision, _ in hub][:2] == [(DEV, "v2"), ("org/vae", None)]
+    assert difftool("models", "fetch").err.startswith("error: RECIPE is missing")
+    both = difftool("models", "fetch", DEV, "-c", DEV)
+    assert both.code == 2 and "are the same thing; give one" in both.err
+
+
 def test_a_model_that_nobody_knows_is_asked_for_its_index_first(difftool, hub):
     answer = difftool("models", "fetch", "org/tuned-flux")
     assert answer.code == 0, answer.err

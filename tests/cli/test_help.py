@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import typer
+
+from difftool.cli.main import app
 
 
 def test_the_application_lists_its_commands(difftool):
@@ -78,6 +81,7 @@ def test_help_shows_the_common_flags_with_their_recipe_keys(difftool):
         "  -s, --set KEY=VALUE  any key of the recipe; repeatable\n"
         "  --help-all           show every flag\n"
         "  --resolved           print the complete recipe, every value filled in\n"
+        "  -q, --quiet          print nothing but errors; the exit code tells\n"
         "  --json               print the plan as one JSON object\n"
         "  --help               show this page\n"
     )
@@ -98,6 +102,40 @@ def test_help_all_adds_every_panel(difftool):
     ]
     assert "  --tp-size, --tensor-parallel-size parallel.tp\n" in page
     assert "  --vae-slicing stages.decoding.slicing\n" in page
+
+
+def commands(command, words=()):
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, name))
+
+
+EVERY = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_every_command_has_a_full_page(difftool, words):
+    answer = difftool(*words, "--help-all")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith(f"Usage: {' '.join(('difftool', *words))} ")
+
+
+def test_the_full_page_is_named_only_where_it_holds_more(difftool):
+    assert difftool("schema", "--help-all") == difftool("schema", "--help")
+    assert "help-all" not in difftool("schema", "--help").out and "help-all" in difftool("bench", "--help").out
+    assert difftool("schema", "--nope").err.endswith("hint: see difftool schema --help\n")
+
+
+def test_a_flag_that_a_command_needs_is_marked(difftool):
+    assert "  -o, --output FILE    the recipe with what was found; required\n" in difftool("calibrate", "--help").out
+    assert "measured by this one; required\n" in difftool("history", "bless", "--help").out
+
+
+def test_every_flag_that_takes_a_value_says_which():
+    options = [param for command in EVERY.values() for param in command.params if param.param_type_name == "option"]
+    valued = [param for param in options if not param.is_flag]
+    assert len(valued) > 100
+    assert [param.opts for param in valued if not param.metavar] == []
 
 
 def test_every_flag_of_the_table_is_on_the_full_page(difftool):

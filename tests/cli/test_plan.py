@@ -1,6 +1,7 @@
 """`difftool plan`: the layout of a run, from facts alone, also of one that cannot run yet."""
 
 import json
+from dataclasses import astuple
 
 from tiny import ROOT
 
@@ -52,6 +53,16 @@ def test_the_cost_of_a_layout_is_told_without_a_device_or_weights(difftool):
         "calls": 80,
         "bytes": 23_224_320_000,
     }
+
+
+def test_a_quiet_plan_tells_by_its_exit_code_and_only_what_is_wrong(difftool):
+    asked = ("plan", "builtin:shapes-image", "-p", "x", "--quiet")
+    assert astuple(difftool(*asked)) == (0, "", "")
+    refused = "--set serve.port=8000: error: serve.port=8000: not available yet\n"
+    assert astuple(difftool(*asked, "--set", "serve.port=8000")) == (3, "", refused)
+    for other in ("--json", "--resolved"):
+        answer = difftool(*asked, other)
+        assert answer.code == 2 and answer.err.startswith(f"error: --quiet and {other} exclude each other\n")
 
 
 def test_what_cannot_run_yet_is_said_after_the_plan_with_exit_code_3(difftool):

@@ -1,5 +1,7 @@
 """The one table of flags, the overrides made from it, and SGLang's flat files."""
 
+import re
+
 import pytest
 
 from difftool.errors import RecipeError
@@ -56,6 +58,13 @@ def test_every_flag_sets_a_key_of_the_schema_to_a_value_it_takes(flag):
                 assert not value_errors(path(key), "1e3") and not value_errors(path(key), "null")
             elif flag.kind == "int":
                 assert value_errors(path(key), 1.5) and value_errors(path(key), "1e3")
+
+
+def test_a_flag_that_lists_its_words_lists_auto_too():
+    listing = [flag for flag in FLAGS if flag.kind == "word" and re.fullmatch(r"(\w+, )+\w+ or \w+", flag.help)]
+    assert len(listing) >= 6
+    takes = {flag.names[0]: not value_errors(path(flag.key), "auto") for flag in listing}
+    assert takes == {flag.names[0]: "auto" in flag.help for flag in listing}
 
 
 def test_refining_flags_and_foreign_names_lead_somewhere():

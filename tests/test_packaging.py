@@ -19,7 +19,7 @@ from difftool.attention import BACKENDS
 from difftool.builtin.shapes import Scene, is_right
 
 ROOT = Path(__file__).parents[1]
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "python-multipart": "multipart"}  # where the names differ
+MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # where the names differ
 NEEDED_BY_OTHERS = {"accelerate", "ftfy", "safetensors"}  # diffusers: to create models, clean prompts, read weights
 
 
@@ -89,12 +89,11 @@ def imported_modules() -> set[str]:
 def test_everything_imported_is_declared_and_everything_declared_is_imported() -> None:
     required = {module_of(text) for text in project()["dependencies"]}
     extras = project()["optional-dependencies"]
-    named = ("attention", "cache", "profile", "report", "serve")
-    optional = {module_of(text) for name in named for text in extras[name]}
+    optional = {module_of(text) for name in extras.keys() - {"dev"} for text in extras[name]}
     packages = [backend.package for backend in BACKENDS.values() if backend.package is not None]
     told = {module_of(name) for package in packages for name in package.distributions}  # with the way to install each
     assert imported_modules() <= required | optional | told
-    assert required - NEEDED_BY_OTHERS <= imported_modules()
+    assert required - NEEDED_BY_OTHERS <= imported_modules() and optional <= imported_modules() | told
 
 
 def test_every_requirement_is_pinned() -> None:

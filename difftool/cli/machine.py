@@ -27,7 +27,20 @@ PROBE_TIMEOUT_S = 300.0
 MIB = 1024 * 1024
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 STEERING = (
-    *("ACCELERATE_", "CACHE_DIT_", "CUBLAS_", "CUDA_", "CUDNN_", "DIFFUSERS_", "GLOO_", "HF_", "HIP_", "HSA_", "KMP_"),
+    *(
+        "ACCELERATE_",
+        "CACHE_DIT_",
+        "CUBLAS_",
+        "CUDA_",
+        "CUDNN_",
+        "DIFFUSERS_",
+        "FASTVIDEO_",
+        "GLOO_",
+        "HF_",
+        "HIP_",
+        "HSA_",
+        "KMP_",
+    ),
     *("MKL_", "NCCL_", "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "OMP_", "OPENBLAS_", "PYTORCH_", "ROCR_"),
     *("SGLANG_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TRITON_", "IMAGEIO_FFMPEG_EXE", "LD_PRELOAD"),
 )

@@ -1,5 +1,7 @@
 """What the docs show is run: YAML makes plans, Python and `difftool` commands succeed, links lead somewhere."""
 
+import itertools
+import json
 import os
 import re
 import shlex
@@ -38,6 +40,11 @@ def commands(word: str) -> list[str]:
 def test_a_shown_recipe_makes_a_plan(place, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shown.yaml").write_text(text)
+    windows = itertools.product(range(50), range(40), range(40))  # of Wan 14B
+    if "mask_strategy_wan.json" in text:
+        (tmp_path / "mask_strategy_wan.json").write_text(
+            json.dumps({f"{s}_{la}_{h}": [3, 3, 3] for s, la, h in windows})
+        )
     assert make_plan(load_recipe(tmp_path / "shown.yaml"), run=RunOptions()).items
 
 

@@ -16,6 +16,7 @@ from difftool.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+STAGES = {"text_encoding", "denoising", "decoding"}
 RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "difftool/builtin/recipes").glob("*.yaml"))]
 
 
@@ -44,6 +45,15 @@ def test_a_shown_recipe_makes_a_plan(place, text, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_makes_a_plan(path):
     assert make_plan(load_recipe(path), run=RunOptions()).items
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_for_some_hardware_says_all_that_depends_on_it(path):
+    said = load_recipe(path).recipe.model_dump(exclude_unset=True)
+    assert said["name"] == path.stem and said["launch"]["device"] == "cuda"
+    assert said["parallel"]["num_gpus"] == int(re.search(r"-(\d+)x[a-z]+\d+", path.stem)[1])
+    assert {stage for stage, settings in said["stages"].items() if settings["precision"] != "auto"} >= STAGES
+    assert said["output"]["dir"].startswith("outputs/")
 
 
 @pytest.mark.parametrize("command", commands("difftool plan") + commands("difftool schema"))

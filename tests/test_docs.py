@@ -102,3 +102,18 @@ def test_links_lead_to_files():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def anchors(page):
+    """Of its headings, as they are made for the web: small letters, digits, `-` and `_`."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    links = [(page, *link) for page in PAGES for link in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text())]
+    assert len(links) > 10
+    lost = [
+        f"{page.name}: {name}#{at}" for page, name, at in links if at not in anchors(page.parent / (name or page.name))
+    ]
+    assert not lost

@@ -341,6 +341,12 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(([", ".join(names[:-1])] if len(names) > 1 else []) + list(names[-1:]))
 
 
+def needed_packages() -> Mapping[Package, str]:
+    """What any backend or kernel imports beyond torch, each with the name of a backend that it is for."""
+    specialised = [(name, needs) for name, (_, needs) in SPECIALISED.items()]
+    return {needs.package: name for name, needs in (*BACKENDS.items(), *specialised) if needs.package is not None}
+
+
 def installed(name: str) -> bool:
     """Whether what a backend imports is there."""
     package = BACKENDS[name].package

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from difftool.attention import BACKENDS
+from difftool.attention import needed_packages
 from difftool.launch.environment import FIXED, RANK_VARIABLES, THREAD_VARIABLES, UNREAD
 from difftool.launch.nsys import INSTALL_NVTX, nvtx_fault
 
@@ -60,9 +60,8 @@ class Extra:
 EXTRAS = (
     Extra("triton", "stages.denoising.compile", "regional", "pip install triton"),
     *(
-        Extra(backend.package.distributions[0], "stages.denoising.attention", name, backend.package.install)
-        for name, backend in BACKENDS.items()
-        if backend.package is not None
+        Extra(package.distributions[0], "stages.denoising.attention", name, package.install)
+        for package, name in needed_packages().items()
     ),
     Extra("cache-dit", "cache.backend", "dbcache", "pip install cache-dit"),
 )

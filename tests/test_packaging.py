@@ -91,7 +91,7 @@ def test_everything_imported_is_declared_and_everything_declared_is_imported() -
     extras = project()["optional-dependencies"]
     named = ("attention", "cache", "profile", "report", "serve")
     optional = {module_of(text) for name in named for text in extras[name]}
-    told = {module_of(name) for package in needed_packages() for name in package.distributions}  # with how to install each
+    told = {module_of(name) for package in needed_packages() for name in package.distributions}
     assert imported_modules() <= required | optional | told
     assert required - NEEDED_BY_OTHERS <= imported_modules()
 

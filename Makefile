@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 PYTHON = $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-# two processes, a file's tests in one of them: each process has its own four ranks, which stay for all its tests
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+# two processes, a file's tests in one of them: each process has its own four ranks, which stay for all its tests;
+# files in the order of tests/conftest.py, which begins with the longest
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PICTURE := outputs/red-circle.png
 
 .PHONY: quickstart install check test test-full

@@ -3,11 +3,15 @@
 Read by planning, `difftool doctor` and the worker alike, so it imports no torch.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from difftool.errors import PlanError
 
 EVERYWHERE = ("cpu", "cuda", "rocm", "mps")
 SHOWN = {"cpu": "a CPU", "cuda": "CUDA", "rocm": "ROCm", "mps": "MPS"}
@@ -268,6 +272,65 @@ def _install(backend: Backend) -> str:
     return f"; install: {package.install}" if package is not None and package.fault() else ""
 
 
+@dataclass(frozen=True)
+class Strategy:
+    """The windows of sliding_tile_attn's mask file, in tiles, by step, layer and head: {"0_2_5": [3, 3, 3]}, as
+    FastVideo writes them.
+    """
+
+    file: str
+    sizes: Mapping[tuple[int, int, int], tuple[int, int, int]]
+    steps: int
+
+    @classmethod
+    def read(cls, file: str) -> "Strategy":
+        """Raises PlanError for what is no mask file."""
+        try:
+            said = json.loads(Path(file).read_text(encoding="utf-8"))
+            sizes = {_three(key.split("_")): _window(value) for key, value in said.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            hint = 'it is JSON such as {"0_0_0": [3, 3, 3]}: step_layer_head, and the window in tiles'
+            raise PlanError(f"mask_strategy_file_path: {file} is no mask file: {error}", hint=hint) from error
+        return cls(file, sizes, 1 + max((step for step, _, _ in sizes), default=-1))
+
+    def missing(self, layers: int, heads: int) -> str:
+        """Which window it lacks for a denoiser of so many layers and heads; "" where it lacks none."""
+        wanted = [(s, la, h) for s in range(max(self.steps, 1)) for la in range(layers) for h in range(heads)]
+        lacking = next((key for key in wanted if key not in self.sizes), None)
+        if lacking is None:
+            return ""
+        step, layer, head = lacking
+        return (
+            f"mask_strategy_file_path: {self.file} has no window for step {step}, layer {layer}, head {head}; the "
+            f"denoiser has {layers} layers of {heads} heads"
+        )
+
+    def too_short(self, steps: int) -> str:
+        """What to say of an item with more steps than it has; "" where they suffice."""
+        if steps <= self.steps:
+            return ""
+        return (
+            f"mask_strategy_file_path: {self.file} has windows for {self.steps} steps, and this item has {steps}; set "
+            f"sampling.num_inference_steps={self.steps}, or use a file for more"
+        )
+
+    def of(self, step: int, layer: int, heads: int) -> tuple[tuple[int, int, int], ...]:
+        """The windows of a layer's heads at a step."""
+        return tuple(self.sizes[step, layer, head] for head in range(heads))
+
+
+def _three(parts: Sequence[Any]) -> tuple[int, int, int]:
+    one, two, three = (int(part) for part in parts)
+    return one, two, three
+
+
+def _window(value: Sequence[int]) -> tuple[int, int, int]:
+    sides = _three(value)
+    if min(sides) < 1:
+        raise ValueError(f"a window of {list(value)} tiles")
+    return sides
+
+
 def candidates(name: str, platform: str) -> tuple[str, ...]:
     """The backends that a name stands for, the best first."""
     return (*AUTO.get(platform, ()), ALWAYS) if name == "auto" else FAMILIES.get(name, (name,))
@@ -276,6 +339,12 @@ def candidates(name: str, platform: str) -> tuple[str, ...]:
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(([", ".join(names[:-1])] if len(names) > 1 else []) + list(names[-1:]))
+
+
+def needed_packages() -> Mapping[Package, str]:
+    """What any backend or kernel imports beyond torch, each with the name of a backend that it is for."""
+    specialised = [(name, needs) for name, (_, needs) in SPECIALISED.items()]
+    return {needs.package: name for name, needs in (*BACKENDS.items(), *specialised) if needs.package is not None}
 
 
 def installed(name: str) -> bool:

@@ -1,15 +1,17 @@
-"""What goes with what: every feature of a run beside every other one, as docs/acceleration.md tells it.
+"""What goes with what: every feature of a run beside every other one, as docs/compatibility.md tells it.
 
     python scripts/compatibility.py            # prints the tables
-    python scripts/compatibility.py --write    # puts them into the page
+    python scripts/compatibility.py --write    # puts them into the page, and their sums into docs/acceleration.md
 
 A feature is one entry of FEATURES. Pairs are not written down: what two features do together follows from what each
 does by itself, and what is refused is what the plan of both says. tests/families/test_pairs.py runs every pair.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache as once
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from difftool.planning.outputs import RunOptions
 from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.load import load_recipe
 
-PAGE = Path(__file__).parents[1] / "docs" / "acceleration.md"
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- made by scripts/compatibility.py --write -->\n", "<!-- end of what it makes -->\n"
 BASE: Mapping[str, Any] = {"model": {"path": "builtin:shapes-video"}, "sampling": {"prompt": "a red circle"}}
 EXACT, ROUNDING, LOSSY = range(3)  # what a feature changes of what a run makes
@@ -133,10 +135,27 @@ def outcome(first: Feature, other: Feature, base: Mapping[str, Any] = BASE) -> O
     return Outcome(refusal(both(both(base, first.lines), other.lines)), changes)
 
 
-def page_part() -> str:
+@once
+def outcomes() -> Mapping[frozenset[Feature], Outcome]:
+    """That of every pair."""
+    return {frozenset(pair): outcome(*pair) for pair in pairs()}
+
+
+def summary() -> str:
+    """How many pairs there are of each kind, in one sentence with a link to the tables."""
+    found = Counter(None if each.refused else each.changes for each in outcomes().values())
+    return (
+        f"[What goes with what](compatibility.md) has {len(FEATURES)} features, every two of them side by side. "
+        f"Of {found.total()} pairs\n{found[None]} are refused, each with its reason. Of the others, one changes "
+        f"nothing of what the other makes in {found[EXACT]},\nchanges its rounding in {found[ROUNDING]}, "
+        f"and is lossy too in {found[LOSSY]}.\n"
+    )
+
+
+def tables() -> str:
     """Both tables, and the reasons that the second one counts."""
     reasons: list[str] = []
-    cells = {frozenset(pair): _cell(outcome(*pair), reasons) for pair in pairs()}
+    cells = {pair: _cell(found, reasons) for pair, found in outcomes().items()}
     names = [feature.name for feature in FEATURES]
     rows = [
         f"| `{FEATURES[i].name}` | "
@@ -166,6 +185,9 @@ def _shown(lines: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(lines), default_flow_style=True, width=1000, sort_keys=False).strip()[1:-1]
 
 
+PARTS: Mapping[str, Callable[[], str]] = {"compatibility.md": tables, "acceleration.md": summary}
+
+
 def between(page: str) -> tuple[str, str, str]:
     """The page before, inside and after the marks."""
     before, found, rest = page.partition(BEGIN)
@@ -176,12 +198,13 @@ def between(page: str) -> tuple[str, str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into docs/acceleration.md")
+    parser.add_argument("--write", action="store_true", help="into the pages in docs/")
     if not parser.parse_args().write:
-        print(page_part(), end="")
+        print(tables(), end="")
         return
-    before, _, after = between(PAGE.read_text())
-    PAGE.write_text(f"{before}{page_part()}{after}")
+    for name, part in PARTS.items():
+        before, _, after = between((DOCS / name).read_text())
+        (DOCS / name).write_text(f"{before}{part()}{after}")
 
 
 if __name__ == "__main__":

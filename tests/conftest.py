@@ -14,6 +14,36 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it i
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, here and in the workers tests start
 
 
+# files of minutes, the longest first: what begins last would have one process working and the other waiting
+LONGEST = (
+    "test_resume",
+    "acceleration/test_compilation",
+    "test_split_ranks",
+    "test_multi_rank",
+    "test_nodes",
+    "families/test_pairs",
+    "test_cached_run",
+    "test_custom_page",
+    "test_end_to_end",
+    "launch/test_nodes",
+    "test_shared_weights",
+    "scripts/test_bench_gpu",
+    "test_outer_launchers",
+    "test_quality",
+    "scripts/test_pareto",
+    "test_family_page",
+    "test_docs",
+    "families/test_checkpoints",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files."""
+    places = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.relative_to(tests).as_posix(), len(places)))
+
+
 @pytest.fixture(scope="session")
 def accelerator() -> bool:
     """Whether torch finds an accelerator here."""

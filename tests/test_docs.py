@@ -1,5 +1,7 @@
 """What the docs show is run: YAML makes plans, Python and `difftool` commands succeed, links lead somewhere."""
 
+import itertools
+import json
 import os
 import re
 import shlex
@@ -16,6 +18,7 @@ from difftool.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+STAGES = {"text_encoding", "denoising", "decoding"}
 RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "difftool/builtin/recipes").glob("*.yaml"))]
 
 
@@ -38,12 +41,26 @@ def commands(word: str) -> list[str]:
 def test_a_shown_recipe_makes_a_plan(place, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shown.yaml").write_text(text)
+    windows = itertools.product(range(50), range(40), range(40))  # of Wan 14B
+    if "mask_strategy_wan.json" in text:
+        (tmp_path / "mask_strategy_wan.json").write_text(
+            json.dumps({f"{s}_{la}_{h}": [3, 3, 3] for s, la, h in windows})
+        )
     assert make_plan(load_recipe(tmp_path / "shown.yaml"), run=RunOptions()).items
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_makes_a_plan(path):
     assert make_plan(load_recipe(path), run=RunOptions()).items
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_for_some_hardware_says_all_that_depends_on_it(path):
+    said = load_recipe(path).recipe.model_dump(exclude_unset=True)
+    assert said["name"] == path.stem and said["launch"]["device"] == "cuda"
+    assert said["parallel"]["num_gpus"] == int(re.search(r"-(\d+)x[a-z]+\d+", path.stem)[1])
+    assert {stage for stage, settings in said["stages"].items() if settings["precision"] != "auto"} >= STAGES
+    assert said["output"]["dir"].startswith("outputs/")
 
 
 @pytest.mark.parametrize("command", commands("difftool plan") + commands("difftool schema"))
@@ -92,3 +109,18 @@ def test_links_lead_to_files():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def anchors(page):
+    """Of its headings, as they are made for the web: small letters, digits, `-` and `_`."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    links = [(page, *link) for page in PAGES for link in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text())]
+    assert len(links) > 10
+    lost = [
+        f"{page.name}: {name}#{at}" for page, name, at in links if at not in anchors(page.parent / (name or page.name))
+    ]
+    assert not lost

@@ -187,6 +187,7 @@ def test_repeats_are_samples_and_warm_up_is_kept_apart(measured):
     assert not any(s.reused for s in dump.samples) and dump.summary["text_encoding"].n == 3
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_replace_the_first_picture(checkpoint, measured):
     first = (measured / "x.jpg").read_bytes()
     assert tiny_run(checkpoint, measured, "-o", "x.jpg").returncode == 0
@@ -252,6 +253,7 @@ def test_an_unwritable_folder_ends_with_exit_9(tmp_path):
     assert done.returncode == 9 and "cannot write" in done.stderr and "hint:" in done.stderr
 
 
+@pytest.mark.slow
 def test_storage_that_ends_keeps_what_is_finished_and_leaves_nothing_half_written(checkpoint, tmp_path):
     # the records fit under the limit of 64 KiB a file, and so does the first picture; the second does not
     command = [sys.executable, "-m", "difftool", "generate", "many.yaml", "--return-frames", "--no-save-output"]

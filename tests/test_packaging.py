@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difftool.attention import BACKENDS
+from difftool.attention import needed_packages
 from difftool.builtin.shapes import Scene, is_right
 
 ROOT = Path(__file__).parents[1]
@@ -90,8 +90,7 @@ def test_everything_imported_is_declared_and_everything_declared_is_imported() -
     required = {module_of(text) for text in project()["dependencies"]}
     extras = project()["optional-dependencies"]
     optional = {module_of(text) for name in extras.keys() - {"dev"} for text in extras[name]}
-    packages = [backend.package for backend in BACKENDS.values() if backend.package is not None]
-    told = {module_of(name) for package in packages for name in package.distributions}  # with the way to install each
+    told = {module_of(name) for package in needed_packages() for name in package.distributions}
     assert imported_modules() <= required | optional | told
     assert required - NEEDED_BY_OTHERS <= imported_modules() and optional <= imported_modules() | told
 

@@ -60,6 +60,7 @@ def two_ranks(folder):
     return profiled(folder, "--num-inference-steps", 6, "--num-profiled-timesteps", 3, "--ulysses-degree", 2)
 
 
+@pytest.mark.slow
 def test_every_rank_leaves_a_trace_of_the_steps_after_the_first(two_ranks):
     profile, found = two_ranks
     assert (profile.stages, profile.steps, sorted(found)) == (["denoising"], [1, 2, 3], [0, 1])

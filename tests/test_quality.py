@@ -24,6 +24,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_decode_in_bf16_is_lossless_beside_one_in_fp32(run):
     quality = read_perf(run / "perf.json").quality
     assert (quality.tier, quality.passed, quality.reasons) == ("lossless", True, [])

@@ -102,6 +102,7 @@ def test_damaged_and_deleted_files_are_made_again_and_others_left_alone(whole):
     (out / "mine.png").unlink()
 
 
+@pytest.mark.slow
 def test_a_finished_file_that_no_line_tells_of_is_taken_and_not_doubled(whole):
     """What a kill between the file's last rename and its line in the journal leaves."""
     before, file = media(whole), records(whole) / "journal.jsonl"
@@ -112,6 +113,7 @@ def test_a_finished_file_that_no_line_tells_of_is_taken_and_not_doubled(whole):
     assert media(whole) == before
 
 
+@pytest.mark.slow
 def test_items_that_fail_do_not_stop_the_others_and_end_with_exit_8(tmp_path):
     prompts = [
         {"prompt": "a red ring", "id": "good"},

@@ -13,6 +13,7 @@ def made(session, prompt="a red circle"):
     return np.asarray(result.images[0].convert("RGB")), result.perf
 
 
+@pytest.mark.slow
 def test_loras_change_the_pictures_of_the_loaded_model_and_leave_no_trace(tmp_path):
     """Switched to from Python, so that each is merged into weights that held others before."""
     with difftool.load("builtin:shapes-image", overrides={"launch.device": "cpu"}) as session:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from difftool.attention import BACKENDS
+from difftool.attention import needed_packages
 from difftool.launch.environment import FIXED, RANK_VARIABLES, THREAD_VARIABLES, UNREAD
 from difftool.launch.nsys import INSTALL_NVTX, nvtx_fault
 
@@ -27,7 +27,20 @@ PROBE_TIMEOUT_S = 300.0
 MIB = 1024 * 1024
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 STEERING = (
-    *("ACCELERATE_", "CACHE_DIT_", "CUBLAS_", "CUDA_", "CUDNN_", "DIFFUSERS_", "GLOO_", "HF_", "HIP_", "HSA_", "KMP_"),
+    *(
+        "ACCELERATE_",
+        "CACHE_DIT_",
+        "CUBLAS_",
+        "CUDA_",
+        "CUDNN_",
+        "DIFFUSERS_",
+        "FASTVIDEO_",
+        "GLOO_",
+        "HF_",
+        "HIP_",
+        "HSA_",
+        "KMP_",
+    ),
     *("MKL_", "NCCL_", "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "OMP_", "OPENBLAS_", "PYTORCH_", "ROCR_"),
     *("SGLANG_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TRITON_", "IMAGEIO_FFMPEG_EXE", "LD_PRELOAD"),
 )
@@ -47,9 +60,8 @@ class Extra:
 EXTRAS = (
     Extra("triton", "stages.denoising.compile", "regional", "pip install triton"),
     *(
-        Extra(backend.package.distributions[0], "stages.denoising.attention", name, backend.package.install)
-        for name, backend in BACKENDS.items()
-        if backend.package is not None
+        Extra(package.distributions[0], "stages.denoising.attention", name, package.install)
+        for package, name in needed_packages().items()
     ),
     Extra("cache-dit", "cache.backend", "dbcache", "pip install cache-dit"),
 )

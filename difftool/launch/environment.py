@@ -7,7 +7,14 @@ from difftool.errors import PlanError
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 # what a recipe says with stages.denoising.attention; a name that diffusers does not know would end the import
-UNREAD = ("DIFFUSERS_ATTN_BACKEND", "DIFFUSERS_ATTN_CHECKS")
+UNREAD = (
+    "DIFFUSERS_ATTN_BACKEND",
+    "DIFFUSERS_ATTN_CHECKS",
+    "FASTVIDEO_KERNEL_VSA_FORCE_TRITON",
+    "FASTVIDEO_VSA_SM100A",
+    "FASTVIDEO_VSA_TK",
+    "FASTVIDEO_VSA_TRITON",
+)
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")  # CUDA's, and ROCm's, which comes before CUDA's there
 FIXED = {
     "PYTHONUNBUFFERED": "1",  # the log keeps the last words of a worker that dies

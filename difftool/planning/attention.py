@@ -10,6 +10,7 @@ from difftool.attention import (
     SELF,
     SHOWN,
     Needs,
+    Strategy,
     candidates,
     chosen,
     installed,
@@ -17,7 +18,7 @@ from difftool.attention import (
     named,
     unable,
 )
-from difftool.errors import Problem
+from difftool.errors import PlanError, Problem
 from difftool.planning.checkpoint import Checkpoint
 from difftool.planning.plan import Choice, Degrees, Item
 from difftool.planning.prediction import anatomy_of
@@ -51,7 +52,26 @@ def check_attention(setting: Any, checkpoint: Checkpoint, degrees: Degrees, item
                 told.add((role, name))
                 said = "; ".join(f"{each} {', and '.join(why)}" for each, why in faults.items())
                 found.append(Problem(KEY, f"{KEY}={name}, for {role}-attention of {component}: {said}; use {ALWAYS}"))
-    return [*found, *dict.fromkeys(_idle(setting, checkpoint, items) if facts.video_tokens else ())]
+    if facts.video_tokens:
+        found += dict.fromkeys([*_idle(setting, checkpoint, items), *_unmasked(setting, checkpoint, items)])
+    return found
+
+
+def _unmasked(setting: Any, checkpoint: Checkpoint, items: Sequence[Item]) -> Iterator[Problem]:
+    """Where a mask file is none, is one for another denoiser, or has too few steps for an item."""
+    steps = max((item.sampling["num_inference_steps"] for item in items), default=0)
+    for component in _components(checkpoint):
+        file = chosen(setting, component, SELF).options.get("mask_strategy_file_path")
+        if file is None:
+            continue
+        try:
+            strategy = Strategy.read(file)
+        except PlanError as error:
+            yield Problem(KEY, f"{error.message}; {error.hint}")
+            continue
+        missing = strategy.missing(_layers(checkpoint, items) or 0, checkpoint.heads or 0)
+        if fault := missing or strategy.too_short(steps):
+            yield Problem(KEY, fault)
 
 
 def _idle(setting: Any, checkpoint: Checkpoint, items: Sequence[Item]) -> Iterator[Problem]:

@@ -128,6 +128,27 @@ def test_what_cannot_be_used_is_refused_with_the_reason_and_the_way_to_install_i
     assert reason in said
 
 
+@pytest.mark.parametrize(
+    ("setting", "broken", "found"),
+    [
+        ("auto", ["fa3"], "fa4"),
+        ("auto", ["fa3", "fa4", "fa2"], "torch_sdpa"),
+        ("fa", ["fa3", "fa4"], "fa2"),
+        ("fa2", ["fa3"], "fa2"),
+        ("cudnn", ["cudnn"], None),
+        ("fa", ["fa2", "fa3", "fa4"], None),
+    ],
+)
+def test_a_kernel_that_fails_here_is_passed_over_unless_it_is_asked_for(setting, broken, found, installed):
+    installed(*EVERY)
+    sites, needs = {"transformer": HOPPER}, {"transformer": {"self": Needs(head=64)}}
+    made = choose(setting, needs, sites, lambda name, *_: "undefined symbol" if name in broken else "")
+    if found is not None:
+        assert made.detail == {"transformer": {"self": found}}
+    else:
+        assert f"{broken[0]} was tried out here and fails: undefined symbol" in made.reason
+
+
 def test_an_old_release_is_refused_with_both(installed):
     installed("flash-attn", version="2.5.9.post1+cu12")
     assert "fa2 needs flash-attn 2.6.3 or newer, and 2.5.9.post1+cu12 is installed; install: " in one("fa2", HOPPER)

@@ -12,12 +12,12 @@ from difftool.acceleration.attention.sparse import (
     SLIDING_TILE,
     Layout,
     SlidingTile,
-    Strategy,
     TileKernel,
     TopCubes,
     Video,
     tile_kernels,
 )
+from difftool.attention import Strategy
 from difftool.errors import PlanError
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def strategy(tmp_path):
     file = tmp_path / "masks.json"
     said = {f"{s}_{la}_{h}": WINDOWS[la if s == 0 else 1 - la][h] for s in (0, 1) for la in (0, 1) for h in (0, 1)}
     file.write_text(json.dumps(said))
-    return Strategy.read(str(file), layers=2, heads=2)
+    return Strategy.read(str(file))
 
 
 @pytest.mark.parametrize("others", [0, 5])

@@ -75,6 +75,22 @@ def test_gathered_queries_see_their_chunks_as_with_the_dense_mask_of_them(rule, 
     assert told["visited_blocks"] == pytest.approx(seen.float().mean().item() * told["blocks"], abs=0.5)
 
 
+@pytest.mark.parametrize(("numbers", "calls"), [(1, 5), (2 * prod(GRID) * 2 * 8 * 2, 3)])
+def test_heads_that_are_gathered_apart_make_what_all_make_at_once(numbers, calls, monkeypatch):
+    given, counted = tensors(prod(GRID), batch=2, heads=5), []
+
+    def flash(*given, **more):
+        counted.append(1)
+        return flash_of_unlike_lengths(*given, **more)
+
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
+    kernel = vmoba.MobaKernel(Video(GRID), PARTS["st"], MODES["topk"], 0, varlen.compute)
+    whole = kernel(*given)
+    assert len(counted) == 1
+    monkeypatch.setattr(varlen, "GATHERED", numbers)
+    assert torch.equal(kernel(*given), whole) and len(counted) == 1 + calls
+
+
 def test_full_steps_count_as_many_blocks_as_gathered_ones_could(flash):
     video = Video(GRID, step=0)
     given = tensors(prod(GRID) + 5)
@@ -171,12 +187,7 @@ CASES = [  # of a recipe's kernel, what a trial of it finds, the site -> what co
     ("auto", "no kernel image", HOPPER, FLEX),
     ("auto", "", Site("cpu", "fp32"), FLEX),
     ("auto", "", Site("cuda", "fp16", (9, 0)), FLEX),
-    (
-        "fastvideo",
-        "no kernel image",
-        HOPPER,
-        "kernel fastvideo was tried out here and fails: no kernel image; use flex",
-    ),
+    ("fastvideo", "no kernel image", HOPPER, FAILS),
     ("fastvideo", "", Site("cpu", "fp32"), "kernel fastvideo runs on CUDA and ROCm, and this is a CPU; use flex"),
 ]
 

@@ -227,6 +227,7 @@ def test_versions_compare_by_their_numbers(version, versions, inside):
 def test_variables_are_told_with_what_becomes_of_them_and_secrets_are_not():
     given = {
         "DIFFUSERS_ATTN_BACKEND": "flash",
+        "FASTVIDEO_VSA_TRITON": "1",
         "HF_HOME": "/models",
         "HF_TOKEN": "hf_x",
         "HOME": "/home/me",
@@ -238,6 +239,7 @@ def test_variables_are_told_with_what_becomes_of_them_and_secrets_are_not():
     }
     assert [(variable.name, variable.remark) for variable in machine.variables(given)] == [
         ("DIFFUSERS_ATTN_BACKEND", "the denoiser takes stages.denoising.attention instead"),
+        ("FASTVIDEO_VSA_TRITON", "the denoiser takes stages.denoising.attention instead"),
         ("HF_HOME", "passed on"),
         ("LOCAL_RANK", "not passed on: difftool starts its ranks itself"),
         ("OMP_NUM_THREADS", "replaced by launch.threads"),

@@ -86,7 +86,9 @@ def test_a_text_encoder_gets_what_a_file_has_for_it(tmp_path):
 
 
 # one with layers that are several in one, by columns and by rows, one with norms across heads, one of unlike halves
-@pytest.mark.parametrize("name", ["flux1-dev", "flux2-dev", "wan21-t2v", "zimage"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("flux1-dev", marks=pytest.mark.slow), "flux2-dev", "wan21-t2v", "zimage"]
+)
 def test_a_rank_that_has_a_part_of_a_denoiser_has_that_part_of_the_merged_one(ranks, saved, name, tmp_path):
     transformer = assemble_case(name).components.transformer
     layers = sum(isinstance(layer, nn.Linear) for layer in transformer.modules())

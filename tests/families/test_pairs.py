@@ -24,7 +24,7 @@ from difftool.planning.make import make_plan
 from difftool.planning.outputs import RunOptions
 from difftool.planning.tree import at
 from difftool.recipe.load import load_recipe
-from scripts.compatibility import EXACT, FEATURES, LOSSY, PAGE, ROUNDING, between, both, outcome, page_part, pairs
+from scripts.compatibility import DOCS, EXACT, FEATURES, LOSSY, PARTS, ROUNDING, between, both, outcome, pairs
 
 LIMIT = 1e-5  # of pixels in [0, 1], after the full schedule in fp32: rounding, as sums are made in another order
 SEEN = 100 * LIMIT  # what is lossy changes some pixel by more
@@ -181,5 +181,6 @@ def test_a_pair_that_is_refused_ends_the_command_with_the_reason_of_the_table(re
     assert not (tmp_path / "made").exists()
 
 
-def test_the_page_has_the_table():
-    assert between(PAGE.read_text())[1] == page_part(), "run scripts/compatibility.py --write"
+@pytest.mark.parametrize("page", PARTS)
+def test_a_page_has_what_the_table_says(page):
+    assert between((DOCS / page).read_text())[1] == PARTS[page](), "run scripts/compatibility.py --write"

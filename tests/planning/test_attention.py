@@ -1,5 +1,7 @@
 """What a plan says of attention: what the model lacks, what a backend cannot do anywhere, and what `auto` means."""
 
+import itertools
+import json
 from importlib import metadata
 
 import pytest
@@ -164,3 +166,26 @@ def test_a_plan_says_what_auto_comes_to(attention, installed, device, value, mon
     monkeypatch.setattr(metadata, "version", version)
     choices = {choice.key: choice.value for choice in plan(DEV, attention, launch={"device": device}).choices}
     assert choices.get(KEY) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is no mask file: [Errno 2]"),
+        ("[]", "is no mask file: "),
+        ('{"0_0_0": 3}', "is no mask file: "),
+        ('{"0_0_0": [3, 3, 3]}', "has no window for step 0, layer 0, head 1; the denoiser has 30 layers of 12 heads"),
+        (30, "has windows for 49 steps, and this item has 50; set sampling.num_inference_steps=49"),
+    ],
+)
+def test_a_mask_file_that_is_not_for_this_run_is_refused_before_weights_are_read(text, message, tmp_path):
+    file = tmp_path / "masks.json"
+    if isinstance(text, int):
+        keys = itertools.product(range(49), range(text), range(12))
+        text = json.dumps({f"{step}_{layer}_{head}": [3, 3, 3] for step, layer, head in keys})
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        plan(WAN, {"name": "sliding_tile_attn", "mask_strategy_file_path": str(file)})
+    (problem,) = error.value.problems
+    assert f"mask_strategy_file_path: {file} {message}" in problem.message

@@ -5,7 +5,8 @@ blocks, which refine a text before it comes to them, keep torch's own: they take
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ from difftool.platforms.base import Platform
 
 KEY, CONFIG = "stages.denoising.attention", "config.json"
 OWN = "own"  # of a denoiser that computes attention without a processor
+Trial = Callable[[str, Site, Needs], str]  # why a backend fails there; "" where it works
 
 
 class Picked(NamedTuple):
@@ -75,11 +77,10 @@ def resolve(
         for name in roles["denoising"]
         if facts is None or _present(folders, name)
     }
-    found = choose(asked["denoising"], needs, sites)
-    if isinstance(found, Refused) or folders is None:
-        return found
-    tried = _tried_out(found, needs, platform, sites)
-    return tried if isinstance(tried, Refused) else _with_kernels(tried, asked["denoising"], needs, platform, sites)
+    if folders is None:
+        return choose(asked["denoising"], needs, sites)
+    found = choose(asked["denoising"], needs, sites, _trial(platform))
+    return found if isinstance(found, Refused) else _with_kernels(found, asked["denoising"], needs, platform, sites)
 
 
 def site_of(platform: Platform, dtype: str) -> Site:
@@ -113,20 +114,14 @@ def _needs(facts: FamilyFacts, config: Mapping[str, Any], degrees: Mapping[str, 
     }
 
 
-def _tried_out(
-    found: Applied, needs: Mapping[str, Mapping[str, Needs]], platform: Platform, sites: Mapping[str, Site]
-) -> Applied | Refused:
-    """The same, where a small forward of each kernel succeeds."""
-    trials = {
-        (str(name), sites[component].dtype, needs[component][role].head or 64)
-        for component, roles in found.detail.items()
-        for role, name in roles.items()
-        if name != ALWAYS
-    }
-    for name, dtype, head in sorted(trials):
-        if fault := probe(name, platform.device, getattr(torch, TORCH_DTYPES[dtype]), head):
-            return Refused(f"attention {name} was tried out here and fails: {fault}; use {KEY}={ALWAYS}")
-    return found
+def _trial(platform: Platform) -> Trial:
+    """Tries a kernel out with a small forward, once for each width and precision. torch's own is not tried."""
+
+    @cache
+    def tried(name: str, dtype: str, head: int) -> str:
+        return probe(name, platform.device, getattr(torch, TORCH_DTYPES[dtype]), head)
+
+    return lambda name, site, needs: "" if name == ALWAYS else tried(name, site.dtype, needs.head or 64)
 
 
 def _with_kernels(
@@ -173,9 +168,12 @@ def joins(told: Mapping[str, Any], facts: FamilyFacts) -> bool:
     return all(name == OWN or BACKENDS[str(name)].masks for name in masked)
 
 
-def choose(setting: Any, needs: Mapping[str, Mapping[str, Needs]], sites: Mapping[str, Site]) -> Applied | Refused:
+def choose(
+    setting: Any, needs: Mapping[str, Mapping[str, Needs]], sites: Mapping[str, Site], trial: Trial = lambda *_: ""
+) -> Applied | Refused:
     """The backend of every role of every component: `needs` has the roles that a component's attention plays, `sites`
-    where it computes. Refused where the one that is asked for cannot be used.
+    where it computes. Refused where the one that is asked for cannot be used, or fails a `trial`; one that `auto` would
+    take and that fails is passed over.
     """
     if stray := [f"{KEY}.{key}" for key in named(setting) if key and not _known(key, needs)]:
         return Refused(f"{stray[0]}: there is no such attention to set in {', '.join(needs) or 'this model'}")
@@ -183,7 +181,7 @@ def choose(setting: Any, needs: Mapping[str, Mapping[str, Needs]], sites: Mappin
     for component, roles in needs.items():
         for role, need in roles.items():
             said, site = chosen(setting, component, role), sites[component]
-            usable, why = _first(said.name, site, need)
+            usable, why = _first(said.name, site, need, trial)
             if usable is None:
                 kind = "" if role == ALL else f"{role}-attention of "
                 return Refused(f"{KEY}={said.name}, for {kind}{component}: {why}")
@@ -203,13 +201,16 @@ def _known(key: str, needs: Mapping[str, Mapping[str, Needs]]) -> bool:
     return any(role in roles if role else roles for roles in of)
 
 
-def _first(name: str, site: Site, needs: Needs) -> tuple[str | None, str]:
+def _first(name: str, site: Site, needs: Needs, trial: Trial) -> tuple[str | None, str]:
     """The first backend of a name that can be used, else why none of them can and what to install."""
-    usable = candidates(name, site.platform)
-    wrong = {each: faults(each, site, needs) for each in usable}
-    for each, found in wrong.items():
+    wrong: dict[str, list[str]] = {}
+    for each in candidates(name, site.platform):
+        found = faults(each, site, needs)
+        if not found and (fault := trial(each, site, needs)):
+            found = [f"was tried out here and fails: {fault}"]
         if not found:
             return each, ""
+        wrong[each] = found
     return None, ". ".join(explained(each, found) for each, found in wrong.items())
 
 

@@ -8,11 +8,9 @@ Sources: Zhang et al. 2025, "Fast Video Generation with Sliding Tile Attention";
 Diffusion with Trainable Sparse Attention", of which this is the fine stage: the gate of its coarse one is learnt.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from difftool.acceleration.attention import fastvideo
 from difftool.acceleration.attention.kernels import flex_attention, masked_error
 from difftool.acceleration.attention.video import Grid, Layout, Video, mask_of_blocks, options
 from difftool.acceleration.attention.vmoba import VMOBA, moba_kernels
-from difftool.attention import FLEX
+from difftool.attention import FLEX, Strategy
 from difftool.errors import PlanError
 from difftool.parallel.seam import Kernel
 
@@ -107,50 +105,6 @@ def _window(size: Grid, tiles: Grid) -> Tensor:
     return seen.reshape(total, total)
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """The windows of a mask file, by step, layer and head: {"0_2_5": [3, 3, 3]}, as FastVideo writes them."""
-
-    file: str
-    sizes: Mapping[tuple[int, int, int], Grid]
-    steps: int
-
-    @classmethod
-    def read(cls, file: str, layers: int, heads: int) -> "Strategy":
-        """Raises PlanError for one that is not for a denoiser of so many layers and heads."""
-        try:
-            said = json.loads(Path(file).read_text(encoding="utf-8"))
-            sizes = {_key(key): _size(value) for key, value in said.items()}
-        except (OSError, ValueError, AttributeError) as error:
-            hint = 'it is JSON such as {"0_0_0": [3, 3, 3]}: step_layer_head, and the window in tiles'
-            raise PlanError(f"mask_strategy_file_path: {file} is no mask file: {error}", hint=hint) from error
-        steps = 1 + max((step for step, _, _ in sizes), default=-1)
-        wanted = {(s, la, h) for s in range(steps) for la in range(layers) for h in range(heads)}
-        if not sizes or wanted - sizes.keys():
-            missing = min(wanted - sizes.keys(), default=(0, 0, 0))
-            raise PlanError(
-                f"mask_strategy_file_path: {file} has no window for step {missing[0]}, layer {missing[1]}, head "
-                f"{missing[2]}; the denoiser has {layers} layers of {heads} heads"
-            )
-        return cls(file, sizes, steps)
-
-    def of(self, step: int, layer: int, heads: int) -> tuple[Grid, ...]:
-        """The windows of a layer's heads at a step."""
-        return tuple(self.sizes[step, layer, head] for head in range(heads))
-
-
-def _key(key: str) -> tuple[int, int, int]:
-    step, layer, head = (int(part) for part in key.split("_"))
-    return step, layer, head
-
-
-def _size(value: Sequence[int]) -> Grid:
-    frames, rows, columns = (int(side) for side in value)
-    if min(frames, rows, columns) < 1:
-        raise ValueError(f"a window of {list(value)} tiles")
-    return frames, rows, columns
-
-
 class SlidingTile:
     """The tiles in a window around each, by the head, layer and step of a strategy."""
 
@@ -159,11 +113,8 @@ class SlidingTile:
         self._made: dict[object, Tensor] = {}
 
     def __call__(self, query: Tensor, key: Tensor, layout: Layout) -> Tensor:
-        if self.video.steps > self.strategy.steps:
-            raise PlanError(
-                f"mask_strategy_file_path: {self.strategy.file} has windows for {self.strategy.steps} steps, and this "
-                f"item has {self.video.steps}"
-            )
+        if short := self.strategy.too_short(self.video.steps):
+            raise PlanError(short)
         sizes = self.strategy.of(self.video.step, self.layer, query.shape[1])
         if (wanted := (sizes, layout.tiles, layout.device)) not in self._made:
             self._made = {**self._made, wanted: windows(sizes, layout.tiles)[None].to(layout.device)}
@@ -199,7 +150,9 @@ def tile_kernels(
     if name == "video_sparse_attn":
         return [TileKernel(name, video, CUBE, TopCubes(options["sparsity"]), compute)] * len(heads)
     assert name == "sliding_tile_attn", name
-    strategy = Strategy.read(options["mask_strategy_file_path"], len(heads), max(heads, default=0))
+    strategy = Strategy.read(options["mask_strategy_file_path"])
+    if missing := strategy.missing(len(heads), max(heads, default=0)):
+        raise PlanError(missing)
     layers = [SlidingTile(video, strategy, layer) for layer in range(len(heads))]
     return [TileKernel(name, video, SLIDING_TILE, layer, compute) for layer in layers]
 

@@ -13,6 +13,8 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from difftool.acceleration.attention.chunks import SIZE, Chunks
 
+GATHERED = 2**28  # numbers of the queries that are gathered at once, some of whose copies are in fp32
+
 
 def compute(
     query: Tensor, key: Tensor, value: Tensor, choice: Tensor, chunks: Chunks, scale: float | None
@@ -20,10 +22,26 @@ def compute(
     """As `vmoba.Compute`. What was visited is counted in pairs of tokens, and told as so many blocks."""
     tokens, sizes = chunks.tokens + chunks.others, group_sizes(chunks)
     seen = choice[:, :, :tokens, : len(sizes)].transpose(2, 3)  # [B, H, G, P]
-    by_group = seen.flatten().nonzero()[:, 0]  # [R]
-    rows = by_group // seen[0, 0].numel() * tokens + by_group % tokens
-    queries, keys, values = (tensor[:, :, :tokens].reshape(-1, 1, tensor.shape[-1]) for tensor in (query, key, value))
-    counts = seen.sum(-1)
+    there = (tensor[:, :, :tokens] for tensor in (query, key, value))
+    found = torch.zeros_like(query)
+    found[:, :, :tokens] = by_heads(*there, seen, sizes, scale)
+    pairs = (seen.sum(-1) * sizes).sum(dtype=torch.float64)
+    return found, (pairs * (len(chunks.order) / SIZE / tokens) ** 2).round().long()
+
+
+def by_heads(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, sizes: Tensor, scale: float | None) -> Tensor:
+    """[B, H, P, D] each and [B, H, G, P] -> [B, H, P, D], so many heads at once as `GATHERED` allows."""
+    heads, numbers = query.shape[1], int(seen.sum()) * query.shape[-1]
+    at_once = max(1, heads * GATHERED // max(numbers, 1))
+    parts = zip(*(tensor.split(at_once, dim=1) for tensor in (query, key, value, seen)), strict=True)
+    return torch.cat([attend(*part, sizes, scale) for part in parts], dim=1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, sizes: Tensor, scale: float | None) -> Tensor:
+    """The same, of all heads at once."""
+    by_group, counts = seen.flatten().nonzero()[:, 0], seen.sum(-1)  # [R], [B, H, G]
+    rows = by_group // seen[0, 0].numel() * seen.shape[-1] + by_group % seen.shape[-1]
+    queries, keys, values = (tensor.reshape(-1, 1, tensor.shape[-1]) for tensor in (query, key, value))
     out, lse = varlen_attn(
         queries[rows],
         keys,
@@ -35,11 +53,7 @@ def compute(
         return_aux=AuxRequest(lse=True),
         scale=scale,
     )
-    found = torch.zeros_like(query)
-    found[:, :, :tokens] = joined(out[:, 0], lse[0], rows, len(queries)).view(*query.shape[:2], tokens, -1)
-    pairs = (counts * sizes).sum(dtype=torch.float64)
-    blocks = len(chunks.order) // SIZE
-    return found, (pairs * (blocks / tokens) ** 2).round().long()
+    return joined(out[:, 0], lse[0], rows, len(queries)).view(query.shape)
 
 
 def group_sizes(chunks: Chunks) -> Tensor:

@@ -50,6 +50,7 @@ WORKLOAD = ("model", "sampling")
 MAX_AUTO_THREADS = 4  # the same on one rank and many, and on most machines: CPU bytes depend on it
 PRECISION = "fp32 on a CPU, bf16 on CUDA and MPS"
 
+
 def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     """The complete plan. Raises RecipeError with every problem, WeightsError for a model folder that is not one, and
     PlanError for a package that the model needs and this machine lacks.

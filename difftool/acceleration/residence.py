@@ -36,7 +36,7 @@ class Parcel:
 
     def __init__(self, tensors: Iterable[Tensor], store: Store, device: torch.device):
         self._tensors = [tensor for tensor in tensors if tensor.numel()]
-        self._places = _places(self._tensors)
+        self._places = places(self._tensors, device)
         self.size = max((_aligned(place.start + place.bytes) for place in self._places), default=0)
         self.comings = 0
         self._device, self.here = device, False
@@ -214,14 +214,17 @@ def tensors_of(module: nn.Module, seen: set[int]) -> list[Tensor]:
     return found
 
 
-def _places(tensors: Sequence[Tensor]) -> list[Place]:
-    places, start = [], 0
+def places(tensors: Sequence[Tensor], device: torch.device) -> list[Place]:
+    """Where each of these begins in the run of bytes that holds them all on the device: where a new tensor of its own
+    could, so that the device computes with it as if it had never been away.
+    """
+    found, start = [], 0
     for tensor in tensors:
         stride = torch.empty_like(tensor, device="meta").stride()  # its own, or that of a copy without gaps
-        begins = start + _within_line(tensor)
-        places.append(Place(begins, tuple(tensor.shape), tuple(stride), tensor.dtype, tensor.nbytes))
+        begins = start + (_within_line(tensor) if device.type == "cpu" else 0)
+        found.append(Place(begins, tuple(tensor.shape), tuple(stride), tensor.dtype, tensor.nbytes))
         start = _aligned(begins + tensor.nbytes)
-    return places
+    return found
 
 
 def _within_line(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from difftool.acceleration import offload
+from difftool.acceleration.residence import ALIGNED, LINE, places
 from difftool.acceleration.waiting import open_store
 from difftool.components.loaded import Components
 from difftool.errors import OutputError, PlanError
@@ -50,6 +51,14 @@ def sent_away(model, mode, **options):
     components = Components({"transformer": model}, None)
     asked = Applied({"denoising": {"name": mode, **options}})
     return offload.apply(components, {"denoising": ("transformer",)}, asked, current("cpu"), pinned=True)
+
+
+def mapped(shape, dtype, at):
+    """A tensor that begins so many bytes into a line, as those of a mapped file may."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    run = torch.zeros(size + 2 * LINE, dtype=torch.uint8)
+    begins = -run.data_ptr() % LINE + at
+    return run[begins : begins + size].view(dtype).view(shape)
 
 
 def held(module):
@@ -205,6 +214,15 @@ def test_where_weights_wait_is_the_disk_on_a_device_without_memory_of_its_own():
     assert open_store(current("cpu"), pinned=True).name == "disk"
 
 
+@pytest.mark.parametrize(
+    ("device", "begin"), [("cuda", [0, 256, 1280]), ("mps", [0, 256, 1280]), ("cpu", [8, 304, 1288])]
+)
+def test_weights_come_to_a_device_aligned_as_new_ones_and_to_a_cpu_as_they_were(device, begin):
+    tensors = [mapped([50], torch.float32, 8), mapped([10, 40], torch.bfloat16, 48), mapped([3], torch.float32, 8)]
+    found = places(tensors, torch.device(device))
+    assert [place.start for place in found] == begin
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pinned", [True, False])
 def test_weights_stream_from_the_host_to_a_gpu(given, pinned):
@@ -216,3 +234,21 @@ def test_weights_stream_from_the_host_to_a_gpu(given, pinned):
     for _ in range(20):
         with away.visit(["transformer"]):
             assert torch.equal(model(given), plain(given))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("mode", ["after_use", "layerwise"])
+def test_weights_of_a_mapped_file_come_to_a_gpu_as_well_aligned_as_new_ones(given, mode, pinned):
+    model, plain = Model(width=64), Model(width=64)
+    for parameter in model.blocks.parameters():
+        parameter.data = mapped(parameter.shape, parameter.dtype, 8).copy_(parameter)
+    asked, roles = Applied({"denoising": {"name": mode}}), {"denoising": ("transformer",)}
+    components = Components({"transformer": model}, None)
+    _, away = offload.apply(components, roles, asked, current("cuda"), pinned=pinned)
+    found = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda block, _: found.extend(p.data_ptr() for p in block.parameters()))
+    with away.visit(["transformer"]):
+        assert torch.equal(model(given.cuda()), plain.cuda()(given.cuda()))
+    assert len(found) == 10 and all(found) and not any(pointer % ALIGNED for pointer in found)

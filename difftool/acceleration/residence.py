@@ -4,7 +4,7 @@ What is away is an empty tensor of its dtype on the device, so that whatever rea
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ class Parcel:
 
     def __init__(self, tensors: Iterable[Tensor], store: Store, device: torch.device):
         self._tensors = [tensor for tensor in tensors if tensor.numel()]
+        self.holds = frozenset(map(id, self._tensors))
         self._places = places(self._tensors, device)
         self.size = max((_aligned(place.start + place.bytes) for place in self._places), default=0)
         self.comings = 0
@@ -184,13 +185,16 @@ class Residence:
                 self._homes[other].go()
         self._homes[name].come()
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Within, weights may be changed in place, whether they are here or not."""
-        with ExitStack() as ends:
-            for parcel in (parcel for home in self._homes.values() for parcel in home.parcels):
-                ends.enter_context(parcel.opened())
-            yield
+    def parts(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AbstractContextManager[None], dict[str, Tensor]]]:
+        """These tensors in parts that wait together, and those that do not wait, each with what they may be changed in
+        place within, whether they are here or not.
+        """
+        left = dict(tensors)
+        for parcel in (parcel for home in self._homes.values() for parcel in home.parcels):
+            if part := {name: left.pop(name) for name in list(left) if id(left[name]) in parcel.holds}:
+                yield parcel.opened(), part
+        if left:
+            yield nullcontext(), left
 
     def moved(self) -> dict[str, dict[str, int]]:
         """How often parcels came, and how many bytes that were, by component, since the beginning."""

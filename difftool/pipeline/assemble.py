@@ -74,8 +74,7 @@ class Assembled:
     def with_loras(self, plan: Plan, notify: Callable[..., None]) -> "Assembled":
         """The same pipeline with this plan's LoRAs in its weights, in place of those of the plan before."""
         others = {name: outcome for name, outcome in self.effective.items() if name != "lora"}
-        with self.residence.opened():
-            applied = loras.apply(self.loras, plan.loras, notify)
+        applied = loras.apply(self.loras, plan.loras, notify)
         return replace(self, effective={**others, **_effective(applied)})
 
 
@@ -157,6 +156,7 @@ def _assembled(
     loras, videos = made["lora"].product, made["attention"].product
     cache = made["cache"].product if "cache" in made else None
     residence = made["offload"].product if "offload" in made else NOWHERE
+    loras.change_in(residence.parts)
     return Assembled(config, pipeline, components, effective, loras, videos, cache, kept, residence)
 
 

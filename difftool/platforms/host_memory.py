@@ -40,6 +40,7 @@ class HostBytes:
         return wait
 
     def read(self) -> Tensor:
+        self._stream.synchronize()  # a copy that was begun reads them too
         return self._bytes
 
     def write(self, changed: Tensor) -> None:

@@ -1,13 +1,17 @@
 """Weights that are away while nothing needs them come back bit for bit, and are away in between."""
 
+from contextlib import ExitStack, contextmanager
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from difftool.acceleration import offload
 from difftool.acceleration.residence import ALIGNED, LINE, places
-from difftool.acceleration.waiting import open_store
+from difftool.acceleration.waiting import DiskBytes, open_store
 from difftool.components.loaded import Components
+from difftool.components.lora import Active, LoraSet
 from difftool.errors import OutputError, PlanError
 from difftool.facts import Applied
 from difftool.platforms.base import current
@@ -61,6 +65,15 @@ def mapped(shape, dtype, at):
     return run[begins : begins + size].view(dtype).view(shape)
 
 
+@contextmanager
+def opened(away, model):
+    """Within, all of its weights are here, on the host."""
+    with ExitStack() as ends:
+        for opening, _ in away.parts(dict(model.named_parameters())):
+            ends.enter_context(opening)
+        yield
+
+
 def held(module):
     """Bytes of its parameters that are here."""
     return sum(parameter.nbytes for parameter in module.parameters())
@@ -76,7 +89,7 @@ def test_what_comes_back_is_what_went(given, mode):
     for _ in range(2):
         with away.visit(["transformer"]):
             assert torch.equal(model(given), expected)
-    with away.opened():
+    with opened(away, model):
         assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
         assert {name: tensor.stride() for name, tensor in model.named_parameters()} == strides
     assert applied.detail["transformer"]["waits"] == "disk"
@@ -184,12 +197,51 @@ def test_an_error_in_a_stage_sends_its_weights_away_again(given):
 def test_weights_may_be_changed_while_they_are_away(given):
     model, plain = Model(), Model()
     _, away = sent_away(model, "layerwise")
-    with away.opened():
+    with opened(away, model):
         for changed in (model, plain):
             changed.blocks[2].linear.weight.mul_(2.0)
             changed.last.weight.mul_(2.0)
     with away.visit(["transformer"]):
         assert torch.equal(model(given), plain(given))
+
+
+def lora_of(folder, *layers):
+    """A file that changes the weights of these layers, 8 by 8."""
+    up, down = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(2))
+    pairs = {f"transformer.{layer}.lora_{one}.weight" for layer in layers for one in "AB"}
+    save_file(
+        {name: down.T.contiguous() if "lora_A" in name else up.clone() for name in pairs}, folder / "a.safetensors"
+    )
+    return folder / "a.safetensors"
+
+
+@pytest.mark.parametrize("mode", ["after_use", "layerwise"])
+def test_of_weights_that_wait_a_lora_opens_what_it_changes_one_part_after_the_other(given, tmp_path, monkeypatch, mode):
+    model, plain = Model(), Model()
+    base, file = plain(given), lora_of(tmp_path, "blocks.1.linear", "blocks.3.linear")
+    sets = [LoraSet({"transformer": each}, denoisers=("transformer",), original={}) for each in (model, plain)]
+    _, away = sent_away(model, mode)
+    sets[0].change_in(away.parts)
+    asked, here = [], []
+    read, write = DiskBytes.read, DiskBytes.write
+    monkeypatch.setattr(DiskBytes, "read", lambda kept: asked.append(len(here)) or here.append(kept) or read(kept))
+    monkeypatch.setattr(DiskBytes, "write", lambda kept, changed: here.remove(kept) or write(kept, changed))
+
+    def switched(*active):
+        for loras in sets:
+            loras.load("a", file)
+            loras.set(active)
+        return asked.count(0), len(asked)
+
+    assert switched() == (0, 0)
+    assert switched(Active("a", 0.5)) == (2, 2)
+    assert switched(Active("a", 0.5)) == (2, 2)
+    monkeypatch.undo()
+    with away.visit(["transformer"]):
+        assert torch.equal(model(given), plain(given)) and not torch.equal(plain(given), base)
+    switched()
+    with away.visit(["transformer"]):
+        assert torch.equal(model(given), base)
 
 
 def test_a_module_without_blocks_cannot_be_streamed():

@@ -10,6 +10,16 @@ from difftool.platforms.base import current
 from difftool.platforms.host_memory import PAGE, HostStore, lock, whole_pages
 
 
+class Stream:
+    """A device's queue of copies, which are done at once."""
+
+    def __init__(self, device):
+        self.waited = 0
+
+    def synchronize(self):
+        self.waited += 1
+
+
 class Runtime:
     """CUDA's answers, as far as locking asks for them."""
 
@@ -19,6 +29,10 @@ class Runtime:
     def cudaHostRegister(self, *asked):
         self.asked.append(asked)
         return self.answer
+
+    def cudaHostUnregister(self, *asked):
+        self.asked.append(asked)
+        return 0
 
     def cudaGetErrorString(self, error):
         return {2: "out of memory", 801: "operation not supported"}[error]
@@ -48,6 +62,22 @@ def test_memory_that_cannot_be_locked_is_told_with_the_way_out(answer, error, re
     assert caught.value.hint == "use launch.pin_memory: false, or send fewer weights away"
     lock(room, granted := Runtime(0))
     assert granted.asked == [(room.data_ptr(), 3 * 2**20, 1)]
+
+
+def test_what_was_locked_is_unlocked_once_it_is_let_go_and_no_copy_reads_it(monkeypatch):
+    runtime, streams = Runtime(0), []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams.append(Stream(device)) or streams[-1])
+    store = HostStore(torch.device("cpu"), pinned=True)
+    nothing, kept = store.keep(store.room(0)), store.keep(room := store.room(5))
+    place = room.data_ptr()
+    assert runtime.asked == [(place, 5, 1)] and streams[0].waited == 0
+    assert kept.read() is room and streams[0].waited == 1
+    del nothing, kept, room
+    assert runtime.asked == [(place, 5, 1), (place,)] and streams[0].waited == 2
+    other = HostStore(torch.device("cpu"), pinned=False)
+    other.keep(other.room(5))
+    assert len(runtime.asked) == 2
 
 
 @pytest.mark.gpu

@@ -39,6 +39,7 @@ class Parcel:
         self.holds = frozenset(map(id, self._tensors))
         self._places = places(self._tensors, device)
         self.size = max((_aligned(place.start + place.bytes) for place in self._places), default=0)
+        self.held = sum(place.bytes for place in self._places)  # without what aligns them
         self.comings = 0
         self._device, self.here = device, False
         self._arrival: Arrival | None = None
@@ -195,6 +196,10 @@ class Residence:
                 yield parcel.opened(), part
         if left:
             yield nullcontext(), left
+
+    def waiting_bytes(self) -> int:
+        """Of all parameters that are away now."""
+        return sum(parcel.held for home in self._homes.values() for parcel in home.parcels if not parcel.here)
 
     def moved(self) -> dict[str, dict[str, int]]:
         """How often parcels came, and how many bytes that were, by component, since the beginning."""

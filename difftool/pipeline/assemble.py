@@ -71,6 +71,10 @@ class Assembled:
         """Whether its kernels let branches of unlike text share a forward."""
         return self.config is None or attention.joins(self.effective["attention"], self.config.facts)
 
+    def weight_bytes(self) -> int:
+        """Of all parameters of this rank, wherever they wait."""
+        return self.components.weight_bytes() + self.residence.waiting_bytes()
+
     def with_loras(self, plan: Plan, notify: Callable[..., None]) -> "Assembled":
         """The same pipeline with this plan's LoRAs in its weights, in place of those of the plan before."""
         others = {name: outcome for name, outcome in self.effective.items() if name != "lora"}

@@ -205,6 +205,20 @@ def test_weights_may_be_changed_while_they_are_away(given):
         assert torch.equal(model(given), plain(given))
 
 
+@pytest.mark.parametrize("mode", ["after_use", "module", "layerwise"])
+def test_weights_that_wait_are_weights_that_a_rank_holds(given, mode):
+    model = Model()
+    components, whole = Components({"transformer": model}, None), held(model)
+    asked = Applied({"denoising": {"name": mode}})
+    _, away = offload.apply(components, {"denoising": ("transformer",)}, asked, current("cpu"), pinned=True)
+    counts = [components.weight_bytes() + away.waiting_bytes()]
+    with away.visit(["transformer"]):
+        counts.append(components.weight_bytes() + away.waiting_bytes())
+        model(given)
+        counts.append(components.weight_bytes() + away.waiting_bytes())
+    assert components.weight_bytes() < whole and counts == [whole] * 3
+
+
 def lora_of(folder, *layers):
     """A file that changes the weights of these layers, 8 by 8."""
     up, down = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(2))

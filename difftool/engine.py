@@ -181,7 +181,7 @@ def _run_items(
     encodings = _encodings(plan, positions, assembled) if plan.repeats == 1 else None
     if warmup or encodings is None or not encodings.complete:
         assembled.components.bring()
-    recording.weight_bytes = assembled.components.weight_bytes()
+    recording.weight_bytes = assembled.weight_bytes()
     for number in range(warmup if positions else 0):
         warm_up = partial(_forward, plan, positions[0], assembled, ctx, phase="warmup", repeat=number)
         if not _attempt(warm_up, plan, notify, recording):

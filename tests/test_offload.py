@@ -22,9 +22,12 @@ def test_weights_that_wait_change_no_byte_of_the_files_and_the_dump_says_where_t
     assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in made] == [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in commanded
     ]
-    said = read_json(tmp_path / "perf.json")["effective"]["offload"]
+    dump = read_json(tmp_path / "perf.json")
+    said = dump["effective"]["offload"]
     assert said.pop("status") == "applied" and said.keys() == {"text_encoder", "text_encoder_2", "transformer", "vae"}
     assert {component["waits"] for component in said.values()} == {"disk"}
+    waiting = sum(component["bytes"] for component in said.values())
+    assert dump["ranks"][0]["weights_mb"] * 2**20 == pytest.approx(waiting, rel=0.1)  # and of one its ends stay
     transformer = said["transformer"]
     assert (transformer["mode"], transformer["blocks"], transformer["of"]) == ("layerwise", 8, 8)
     # two items of four steps and two branches, and two that did not come: each item ends with one on its way

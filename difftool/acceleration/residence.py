@@ -4,7 +4,7 @@ What is away is an empty tensor of its dtype on the device, so that whatever rea
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,8 +36,10 @@ class Parcel:
 
     def __init__(self, tensors: Iterable[Tensor], store: Store, device: torch.device):
         self._tensors = [tensor for tensor in tensors if tensor.numel()]
-        self._places = _places(self._tensors)
+        self.holds = frozenset(map(id, self._tensors))
+        self._places = places(self._tensors, device)
         self.size = max((_aligned(place.start + place.bytes) for place in self._places), default=0)
+        self.held = sum(place.bytes for place in self._places)  # without what aligns them
         self.comings = 0
         self._device, self.here = device, False
         self._arrival: Arrival | None = None
@@ -184,13 +186,20 @@ class Residence:
                 self._homes[other].go()
         self._homes[name].come()
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Within, weights may be changed in place, whether they are here or not."""
-        with ExitStack() as ends:
-            for parcel in (parcel for home in self._homes.values() for parcel in home.parcels):
-                ends.enter_context(parcel.opened())
-            yield
+    def parts(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AbstractContextManager[None], dict[str, Tensor]]]:
+        """These tensors in parts that wait together, and those that do not wait, each with what they may be changed in
+        place within, whether they are here or not.
+        """
+        left = dict(tensors)
+        for parcel in (parcel for home in self._homes.values() for parcel in home.parcels):
+            if part := {name: left.pop(name) for name in list(left) if id(left[name]) in parcel.holds}:
+                yield parcel.opened(), part
+        if left:
+            yield nullcontext(), left
+
+    def waiting_bytes(self) -> int:
+        """Of all parameters that are away now."""
+        return sum(parcel.held for home in self._homes.values() for parcel in home.parcels if not parcel.here)
 
     def moved(self) -> dict[str, dict[str, int]]:
         """How often parcels came, and how many bytes that were, by component, since the beginning."""
@@ -214,14 +223,17 @@ def tensors_of(module: nn.Module, seen: set[int]) -> list[Tensor]:
     return found
 
 
-def _places(tensors: Sequence[Tensor]) -> list[Place]:
-    places, start = [], 0
+def places(tensors: Sequence[Tensor], device: torch.device) -> list[Place]:
+    """Where each of these begins in the run of bytes that holds them all on the device: where a new tensor of its own
+    could, so that the device computes with it as if it had never been away.
+    """
+    found, start = [], 0
     for tensor in tensors:
         stride = torch.empty_like(tensor, device="meta").stride()  # its own, or that of a copy without gaps
-        begins = start + _within_line(tensor)
-        places.append(Place(begins, tuple(tensor.shape), tuple(stride), tensor.dtype, tensor.nbytes))
+        begins = start + (_within_line(tensor) if device.type == "cpu" else 0)
+        found.append(Place(begins, tuple(tensor.shape), tuple(stride), tensor.dtype, tensor.nbytes))
         start = _aligned(begins + tensor.nbytes)
-    return places
+    return found
 
 
 def _within_line(tensor: Tensor) -> int:

@@ -33,7 +33,7 @@ class Components:
             setattr(self.holder, name, self.modules[name])
 
     def weight_bytes(self) -> int:
-        """Of all parameters that lie on this rank, each counted once."""
+        """Of all parameters that lie on this rank and do not wait elsewhere, each counted once."""
         modules = [module for module in self.modules.values() if isinstance(module, nn.Module)]
         held = {id(parameter): parameter for module in modules for parameter in module.parameters()}
         return sum(own_part(parameter).nbytes for parameter in held.values())

@@ -13,7 +13,8 @@ place: what holds them, such as a compiled graph, sees the change. A rank that h
 the same sum, so that the parts together are the merged weight, bit for bit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,9 @@ ALL = "all"
 NO_SHARES: Mapping[str, Shares] = {}
 TARGETS = {"transformer": "transformer", "transformer_2": "transformer_2", "critic": "fake_score_transformer"}
 MERGEABLE = (torch.float32, torch.bfloat16, torch.float16)
+Parameters = Mapping[str, Tensor]
+# parameters in parts, each with what it can be changed within
+Parts = Callable[[Parameters], Iterable[tuple[AbstractContextManager[None], Parameters]]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class LoraSet:
     ):
         self._modules = dict(modules)
         self._whole = {
-            name: shares[name].whole if name in shares else dict(module.named_parameters())
+            name: _outlines(shares[name].whole if name in shares else dict(module.named_parameters()))
             for name, module in modules.items()
         }
         self._cuts = {name: share.cuts for name, share in shares.items()}
@@ -79,6 +83,7 @@ class LoraSet:
         self._set: tuple[Active, ...] = ()
         self._merged: dict[str, tuple[Active, ...]] = {}
         self._kept: dict[tuple[str, str], Tensor] = {}
+        self._parts: Parts = _at_once
 
     @property
     def loaded(self) -> dict[str, Path]:
@@ -94,6 +99,10 @@ class LoraSet:
     def merged(self) -> dict[str, tuple[Active, ...]]:
         """What is in the weights now, by component."""
         return {name: every for name, every in self._merged.items() if every}
+
+    def change_in(self, parts: Parts) -> None:
+        """Changes weights in these parts from now on, one after the other: they may be away."""
+        self._parts = parts
 
     def load(self, nickname: str, path: Path, *, min_match: float = 0.95) -> LoraFile:
         """Reads a file under a nickname; one that has not changed is not read again. Another file of a nickname that is
@@ -190,16 +199,24 @@ class LoraSet:
         pending = {name: every for name, every in wanted.items() if every != self._merged.get(name, ())}
         planned = {name: self._terms(name, every) for name, every in pending.items()}
         for name, terms in planned.items():
-            parameters = {key: own_part(value) for key, value in self._modules[name].named_parameters()}
-            cuts = self._cuts.get(name, NO_CUTS)
-            for parameter in [p for owner, p in self._kept if owner == name and p not in terms]:
-                parameters[parameter].copy_(self._kept.pop((name, parameter)))
-            for parameter, sum_of in terms.items():
-                weight = parameters[parameter]
-                base = self._kept.setdefault((name, parameter), weight.to("cpu", copy=True))
-                total = base.to(weight.device, torch.float32, copy=True)
-                weight.copy_(_merged(total, sum_of, self._whole[name][parameter], cuts.get(parameter)))
+            parameters = dict(self._modules[name].named_parameters())
+            touched = dict.fromkeys([*(key for owner, key in self._kept if owner == name), *terms])
+            for opened, part in self._parts({key: parameters[key] for key in touched}):
+                with opened:
+                    self._write(name, part, terms)
             self._merged[name] = pending[name]
+
+    def _write(self, name: str, parameters: Parameters, terms: Mapping[str, Sequence[tuple[Change, float]]]) -> None:
+        """Makes each of these parameters of a component its base and the sum of its terms; without any, its base."""
+        cuts = self._cuts.get(name, NO_CUTS)
+        for key, parameter in parameters.items():
+            weight = own_part(parameter)
+            if key in terms:
+                base = self._kept.setdefault((name, key), weight.to("cpu", copy=True))
+                total = base.to(weight.device, torch.float32, copy=True)
+                weight.copy_(_merged(total, terms[key], self._whole[name][key], cuts.get(key)))
+            else:
+                weight.copy_(self._kept.pop((name, key)))
 
     def _terms(self, name: str, every: Sequence[Active]) -> dict[str, list[tuple[Change, float]]]:
         """What is added to each parameter, in order, with its strength. Raises PlanError."""
@@ -237,6 +254,15 @@ class LoraSet:
             "repeated": sum(len(part.repeated) for part in parts.values()),
             "not_targeted": len(_keys(loaded.file, {layer.module for layer in loaded.file.layers} - covered)),
         }
+
+
+def _outlines(parameters: Parameters) -> dict[str, Tensor]:
+    """Their shapes: the parameters themselves may be put away, or be replaced and no longer needed."""
+    return {name: torch.empty_like(parameter, device="meta") for name, parameter in parameters.items()}
+
+
+def _at_once(parameters: Parameters) -> Iterable[tuple[AbstractContextManager[None], Parameters]]:
+    return [(nullcontext(), parameters)]
 
 
 def _keys(file: LoraFile, modules: set[str]) -> list[str]:

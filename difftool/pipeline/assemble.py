@@ -71,11 +71,14 @@ class Assembled:
         """Whether its kernels let branches of unlike text share a forward."""
         return self.config is None or attention.joins(self.effective["attention"], self.config.facts)
 
+    def weight_bytes(self) -> int:
+        """Of all parameters of this rank, wherever they wait."""
+        return self.components.weight_bytes() + self.residence.waiting_bytes()
+
     def with_loras(self, plan: Plan, notify: Callable[..., None]) -> "Assembled":
         """The same pipeline with this plan's LoRAs in its weights, in place of those of the plan before."""
         others = {name: outcome for name, outcome in self.effective.items() if name != "lora"}
-        with self.residence.opened():
-            applied = loras.apply(self.loras, plan.loras, notify)
+        applied = loras.apply(self.loras, plan.loras, notify)
         return replace(self, effective={**others, **_effective(applied)})
 
 
@@ -157,6 +160,7 @@ def _assembled(
     loras, videos = made["lora"].product, made["attention"].product
     cache = made["cache"].product if "cache" in made else None
     residence = made["offload"].product if "offload" in made else NOWHERE
+    loras.change_in(residence.parts)
     return Assembled(config, pipeline, components, effective, loras, videos, cache, kept, residence)
 
 

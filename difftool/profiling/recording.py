@@ -67,7 +67,7 @@ class Recording:
     effective: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     rank: int = 0
-    weight_bytes: int = 0  # of the parameters that this rank holds
+    weight_bytes: int = 0  # of the parameters that this rank holds, wherever they wait
     ranks: list[RankInfo] = field(default_factory=list)  # once gathered
     failed_items: list[Failure] = field(default_factory=list)
     failure: Failure | None = None

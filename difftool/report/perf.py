@@ -153,8 +153,9 @@ class Sent(Part):
 class RankInfo(Part):
     """One process: how many samples it made, in how much forward time, and its median sample's own figures.
 
-    `weights_mb` are the parameters that it holds, which may be a part of the model's. `comm` is what it sent while it
-    made its samples, all of them together, by line of the mesh (an axis, or several) and collective.
+    `weights_mb` are the parameters that it holds, on the device or where they wait, which may be a part of the model's.
+    `comm` is what it sent while it made its samples, all of them together, by line of the mesh (an axis, or several)
+    and collective.
     """
 
     rank: int

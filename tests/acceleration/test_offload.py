@@ -1,12 +1,17 @@
 """Weights that are away while nothing needs them come back bit for bit, and are away in between."""
 
+from contextlib import ExitStack, contextmanager
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from difftool.acceleration import offload
-from difftool.acceleration.waiting import open_store
+from difftool.acceleration.residence import ALIGNED, LINE, places
+from difftool.acceleration.waiting import DiskBytes, open_store
 from difftool.components.loaded import Components
+from difftool.components.lora import Active, LoraSet
 from difftool.errors import OutputError, PlanError
 from difftool.facts import Applied
 from difftool.platforms.base import current
@@ -52,6 +57,23 @@ def sent_away(model, mode, **options):
     return offload.apply(components, {"denoising": ("transformer",)}, asked, current("cpu"), pinned=True)
 
 
+def mapped(shape, dtype, at):
+    """A tensor that begins so many bytes into a line, as those of a mapped file may."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    run = torch.zeros(size + 2 * LINE, dtype=torch.uint8)
+    begins = -run.data_ptr() % LINE + at
+    return run[begins : begins + size].view(dtype).view(shape)
+
+
+@contextmanager
+def opened(away, model):
+    """Within, all of its weights are here, on the host."""
+    with ExitStack() as ends:
+        for opening, _ in away.parts(dict(model.named_parameters())):
+            ends.enter_context(opening)
+        yield
+
+
 def held(module):
     """Bytes of its parameters that are here."""
     return sum(parameter.nbytes for parameter in module.parameters())
@@ -67,7 +89,7 @@ def test_what_comes_back_is_what_went(given, mode):
     for _ in range(2):
         with away.visit(["transformer"]):
             assert torch.equal(model(given), expected)
-    with away.opened():
+    with opened(away, model):
         assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
         assert {name: tensor.stride() for name, tensor in model.named_parameters()} == strides
     assert applied.detail["transformer"]["waits"] == "disk"
@@ -175,12 +197,65 @@ def test_an_error_in_a_stage_sends_its_weights_away_again(given):
 def test_weights_may_be_changed_while_they_are_away(given):
     model, plain = Model(), Model()
     _, away = sent_away(model, "layerwise")
-    with away.opened():
+    with opened(away, model):
         for changed in (model, plain):
             changed.blocks[2].linear.weight.mul_(2.0)
             changed.last.weight.mul_(2.0)
     with away.visit(["transformer"]):
         assert torch.equal(model(given), plain(given))
+
+
+@pytest.mark.parametrize("mode", ["after_use", "module", "layerwise"])
+def test_weights_that_wait_are_weights_that_a_rank_holds(given, mode):
+    model = Model()
+    components, whole = Components({"transformer": model}, None), held(model)
+    asked = Applied({"denoising": {"name": mode}})
+    _, away = offload.apply(components, {"denoising": ("transformer",)}, asked, current("cpu"), pinned=True)
+    counts = [components.weight_bytes() + away.waiting_bytes()]
+    with away.visit(["transformer"]):
+        counts.append(components.weight_bytes() + away.waiting_bytes())
+        model(given)
+        counts.append(components.weight_bytes() + away.waiting_bytes())
+    assert components.weight_bytes() < whole and counts == [whole] * 3
+
+
+def lora_of(folder, *layers):
+    """A file that changes the weights of these layers, 8 by 8."""
+    up, down = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(2))
+    pairs = {f"transformer.{layer}.lora_{one}.weight" for layer in layers for one in "AB"}
+    save_file(
+        {name: down.T.contiguous() if "lora_A" in name else up.clone() for name in pairs}, folder / "a.safetensors"
+    )
+    return folder / "a.safetensors"
+
+
+@pytest.mark.parametrize("mode", ["after_use", "layerwise"])
+def test_of_weights_that_wait_a_lora_opens_what_it_changes_one_part_after_the_other(given, tmp_path, monkeypatch, mode):
+    model, plain = Model(), Model()
+    base, file = plain(given), lora_of(tmp_path, "blocks.1.linear", "blocks.3.linear")
+    sets = [LoraSet({"transformer": each}, denoisers=("transformer",), original={}) for each in (model, plain)]
+    _, away = sent_away(model, mode)
+    sets[0].change_in(away.parts)
+    asked, here = [], []
+    read, write = DiskBytes.read, DiskBytes.write
+    monkeypatch.setattr(DiskBytes, "read", lambda kept: asked.append(len(here)) or here.append(kept) or read(kept))
+    monkeypatch.setattr(DiskBytes, "write", lambda kept, changed: here.remove(kept) or write(kept, changed))
+
+    def switched(*active):
+        for loras in sets:
+            loras.load("a", file)
+            loras.set(active)
+        return asked.count(0), len(asked)
+
+    assert switched() == (0, 0)
+    assert switched(Active("a", 0.5)) == (2, 2)
+    assert switched(Active("a", 0.5)) == (2, 2)
+    monkeypatch.undo()
+    with away.visit(["transformer"]):
+        assert torch.equal(model(given), plain(given)) and not torch.equal(plain(given), base)
+    switched()
+    with away.visit(["transformer"]):
+        assert torch.equal(model(given), base)
 
 
 def test_a_module_without_blocks_cannot_be_streamed():
@@ -205,6 +280,15 @@ def test_where_weights_wait_is_the_disk_on_a_device_without_memory_of_its_own():
     assert open_store(current("cpu"), pinned=True).name == "disk"
 
 
+@pytest.mark.parametrize(
+    ("device", "begin"), [("cuda", [0, 256, 1280]), ("mps", [0, 256, 1280]), ("cpu", [8, 304, 1288])]
+)
+def test_weights_come_to_a_device_aligned_as_new_ones_and_to_a_cpu_as_they_were(device, begin):
+    tensors = [mapped([50], torch.float32, 8), mapped([10, 40], torch.bfloat16, 48), mapped([3], torch.float32, 8)]
+    found = places(tensors, torch.device(device))
+    assert [place.start for place in found] == begin
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pinned", [True, False])
 def test_weights_stream_from_the_host_to_a_gpu(given, pinned):
@@ -216,3 +300,21 @@ def test_weights_stream_from_the_host_to_a_gpu(given, pinned):
     for _ in range(20):
         with away.visit(["transformer"]):
             assert torch.equal(model(given), plain(given))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("mode", ["after_use", "layerwise"])
+def test_weights_of_a_mapped_file_come_to_a_gpu_as_well_aligned_as_new_ones(given, mode, pinned):
+    model, plain = Model(width=64), Model(width=64)
+    for parameter in model.blocks.parameters():
+        parameter.data = mapped(parameter.shape, parameter.dtype, 8).copy_(parameter)
+    asked, roles = Applied({"denoising": {"name": mode}}), {"denoising": ("transformer",)}
+    components = Components({"transformer": model}, None)
+    _, away = offload.apply(components, roles, asked, current("cuda"), pinned=pinned)
+    found = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda block, _: found.extend(p.data_ptr() for p in block.parameters()))
+    with away.visit(["transformer"]):
+        assert torch.equal(model(given.cuda()), plain.cuda()(given.cuda()))
+    assert len(found) == 10 and all(found) and not any(pointer % ALIGNED for pointer in found)

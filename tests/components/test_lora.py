@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -311,3 +312,11 @@ def test_weights_that_cannot_be_merged_into_are_refused(tmp_path):
     module.blocks[0].to_q.weight = nn.Parameter(weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
     said = refused(PlanError, lambda: loras.set([Active("style")]))
     assert said.startswith("a LoRA cannot be merged into transformer.blocks.0.to_q.weight, which is float8_e4m3fn")
+
+
+def test_weights_that_another_transform_replaces_are_not_kept():
+    module = model()
+    loras = LoraSet({"transformer": module}, denoisers=("transformer",), original={})
+    weight = weakref.ref(module.blocks[0].to_q.weight)
+    module.blocks[0].to_q = nn.Identity()
+    assert weight() is None and loras.active == ()

@@ -18,6 +18,7 @@ from difftool.planning.compiling import compile_choice
 from difftool.planning.components import base_of, replace_components
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
+from difftool.planning.every_stage import of_its_stages
 from difftool.planning.foreign import check_foreign
 from difftool.planning.holdings import budget_choices, plan_budget, streaming, unfit
 from difftool.planning.items import Items, draw, draw_seeds, make_items
@@ -50,6 +51,7 @@ WORKLOAD = ("model", "sampling")
 MAX_AUTO_THREADS = 4  # the same on one rank and many, and on most machines: CPU bytes depend on it
 PRECISION = "fp32 on a CPU, bf16 on CUDA and MPS"
 
+
 def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     """The complete plan. Raises RecipeError with every problem, WeightsError for a model folder that is not one, and
     PlanError for a package that the model needs and this machine lacks.
@@ -63,6 +65,10 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         checkpoint = _checkpoint(recipe["model"])
     except RecipeError as error:
         raise _located([*missing, *error.problems], loaded) from None
+    components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
+    if checkpoint.model.backend == "native":
+        loaded = of_its_stages(loaded, components)
+        recipe["stages"] = loaded.recipe.stages.model_dump(mode="json", by_alias=True)
     drawn = run.recorded.recipe["sampling"] if run.recorded is not None else {}
     recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"], drawn.get("seed"))
     entries = draw_seeds(_entries(recipe["sampling"], loaded), drawn.get("prompts") or ())
@@ -77,7 +83,6 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems, loras = [*problems, *error.problems], ()
     degrees = _degrees(recipe["parallel"], checkpoint, items.shared.values)
     if isinstance(degrees, Degrees):
-        components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
         problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend, components))
         problems += check_attention(recipe["stages"]["denoising"]["attention"], checkpoint, degrees, items.items)
         problems += check_cache(recipe["cache"], checkpoint, items.items)

@@ -20,6 +20,7 @@ from difftool.parallel import shard
 from difftool.parallel.mesh import Mesh
 from difftool.parallel.plans import SequencePlan
 from difftool.pipeline.config import PipelineConfig
+from difftool.planning.budget import barred_by
 from difftool.planning.compiling import PAYS_FROM, steps_of
 from difftool.planning.plan import Plan
 from difftool.platforms.base import Platform
@@ -236,7 +237,8 @@ def _compile(work: Work) -> Made:
 
 
 def _offload(site: Site, resolved: Resolved) -> Applied | Refused | None:
-    return offload.resolve(site.asked("offload"), site.plan.budget, resolved["precision"].detail)
+    plan, precisions = site.plan, resolved["precision"].detail
+    return offload.resolve(site.asked("offload"), plan.budget, precisions, barred=barred_by(plan.stages))
 
 
 def _send_away(work: Work) -> Made:

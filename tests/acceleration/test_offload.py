@@ -8,7 +8,7 @@ from difftool.acceleration import offload
 from difftool.acceleration.waiting import open_store
 from difftool.components.loaded import Components
 from difftool.errors import OutputError, PlanError
-from difftool.facts import Applied
+from difftool.facts import Applied, Refused
 from difftool.platforms.base import current
 
 
@@ -216,3 +216,11 @@ def test_weights_stream_from_the_host_to_a_gpu(given, pinned):
     for _ in range(20):
         with away.visit(["transformer"]):
             assert torch.equal(model(given), plain(given))
+
+
+def test_a_placement_that_another_setting_bars_is_refused():
+    barred = {"denoising": {"layerwise": "stages.denoising.compile=full"}}
+    refused = offload.resolve({"denoising": "layerwise"}, None, {}, barred=barred)
+    why = "stages.denoising.offload=layerwise does not go with stages.denoising.compile=full; use one of them"
+    assert refused == Refused(why)
+    assert offload.resolve({"denoising": "module"}, None, {}, barred=barred).detail == {"denoising": {"name": "module"}}

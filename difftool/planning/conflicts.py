@@ -2,16 +2,20 @@
 kernel of attention cannot do to `difftool.attention`, which chooses by it too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from difftool.errors import Problem
-from difftool.planning.every_stage import sees
 from difftool.planning.plan import Degrees
 from difftool.planning.tree import at, word_of
 
 ROLES = ("text_encoding", "image_encoding", "denoising", "decoding")
+
+
+def sees(components: Collection[str]) -> bool:
+    """Whether a pipeline of these components has an image encoder."""
+    return any(name.startswith("image_encoder") for name in components)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,11 @@
 
 from collections.abc import Collection
 
+from difftool.planning.conflicts import sees
 from difftool.recipe.load import Loaded, lay_over
 from difftool.recipe.overrides import Override
 
 IMAGES, OTHERS = "stages.image_encoding.offload", [f"stages.{s}.offload" for s in ("text_encoding", "decoding")]
-
-
-def sees(components: Collection[str]) -> bool:
-    """Whether a pipeline of these components has an image encoder."""
-    return any(name.startswith("image_encoder") for name in components)
 
 
 def of_its_stages(loaded: Loaded, components: Collection[str]) -> Loaded:

@@ -66,9 +66,8 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     except RecipeError as error:
         raise _located([*missing, *error.problems], loaded) from None
     components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
-    if checkpoint.model.backend == "native":
-        loaded = of_its_stages(loaded, components)
-        recipe["stages"] = loaded.recipe.stages.model_dump(mode="json", by_alias=True)
+    loaded = of_its_stages(loaded, components)
+    recipe["stages"] = loaded.recipe.stages.model_dump(mode="json", by_alias=True)
     drawn = run.recorded.recipe["sampling"] if run.recorded is not None else {}
     recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"], drawn.get("seed"))
     entries = draw_seeds(_entries(recipe["sampling"], loaded), drawn.get("prompts") or ())

@@ -84,7 +84,7 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
     if isinstance(degrees, Degrees):
         problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend, components))
         problems += check_attention(recipe["stages"]["denoising"]["attention"], checkpoint, degrees, items.items)
-        problems += check_cache(recipe["cache"], checkpoint, items.items)
+        problems += check_cache(recipe["cache"], checkpoint, items.items, loaded.provenance)
         problems += check_sharing(degrees, items.items, checkpoint.family)
         problems += check_launch(recipe, degrees, keep_going=run.keep_going)
         budget = plan_budget(checkpoint, degrees, [item.sampling for item in items.items] or [_first(items)], recipe)

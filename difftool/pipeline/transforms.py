@@ -197,8 +197,8 @@ def _decode(work: Work) -> Made:
 
 
 def _cache(site: Site, resolved: Resolved) -> Applied | Refused | None:
-    plan = site.config.cache if site.config is not None else None
-    return cache.resolve(site.plan.recipe["cache"], plan, site.mesh)
+    plan, published = (site.config.cache, site.config.pipeline.teacache) if site.config is not None else (None, None)
+    return cache.resolve(site.plan.recipe["cache"], plan, site.mesh, published)
 
 
 def _reuse(work: Work) -> Made:
@@ -206,7 +206,8 @@ def _reuse(work: Work) -> Made:
     assert site.config is not None and site.config.cache is not None
     named = {name: getattr(work.components, name) for name in site.roles["denoising"]}
     denoisers = {name: module for name, module in named.items() if module is not None}
-    made = cache.apply(denoisers, site.plan.recipe["cache"], site.config.cache, site.mesh, site.sequence)
+    given = (site.plan.recipe["cache"], site.config.cache, site.mesh, site.sequence, site.config.pipeline.teacache)
+    made = cache.apply(denoisers, *given)
     return Made(work.resolved["cache"], made)
 
 

@@ -105,9 +105,15 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         raise PlanError(why)
     plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded), budget)
     quality = _quality(loaded, plan)
-    refused = (*(str(problem) for problem in _located(missing, loaded).problems), *filter(None, [why]))
     prediction = _prediction(checkpoint, degrees, _first(items), resolved, budget) if run.preview else None
-    return plan.model_copy(update={"refused": refused, "prediction": prediction, "quality": quality})
+    told = _refusal(_located(missing, loaded).problems, why)
+    return plan.model_copy(update={**told, "prediction": prediction, "quality": quality})
+
+
+def _refusal(missing: Sequence[Problem], unfit: str | None) -> dict[str, object]:
+    """Of a preview: why it cannot run, and the exit code that a run ends with for it."""
+    code = RecipeError.exit_code if missing else PlanError.exit_code if unfit is not None else 0
+    return {"refused": (*map(str, missing), *filter(None, [unfit])), "exit_code": code}
 
 
 def _prediction(

@@ -54,10 +54,10 @@ def test_the_cost_of_a_layout_is_told_without_a_device_or_weights(difftool):
     }
 
 
-def test_what_cannot_run_yet_is_said_after_the_plan_with_exit_code_3(difftool):
+def test_what_cannot_run_yet_is_said_after_the_plan_with_the_exit_code_of_a_run(difftool):
     arguments = ("builtin:shapes-image", "-p", "x", "--set", "serve.port=8000")
     answer = difftool("plan", *arguments)
-    assert answer.code == 3 and answer.err == ""
+    assert answer.code == 2 and answer.err == ""
     assert answer.out.endswith(
         "\n\nrefused: this plan cannot run\n  --set serve.port=8000: error: serve.port=8000: not available yet\n"
     )
@@ -65,8 +65,10 @@ def test_what_cannot_run_yet_is_said_after_the_plan_with_exit_code_3(difftool):
     assert json.loads(difftool("plan", *arguments, "--json").out)["refused"] == [
         "--set serve.port=8000: error: serve.port=8000: not available yet"
     ]
-    assert difftool("plan", *arguments, "--resolved").code == 3
+    assert difftool("plan", *arguments, "--resolved").code == 2
     assert difftool("generate", *arguments).code == 2
+    flux = ("black-forest-labs/FLUX.1-dev", "-p", "x", "--memory-budget", "1GiB")
+    assert [difftool(command, *flux).code for command in ("plan", "generate")] == [3, 3]
 
 
 def test_a_plan_that_can_run_ends_with_0(difftool):

@@ -40,6 +40,14 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class TeaCacheFit:
+    """TeaCache's polynomial, highest power first, and the threshold that its authors give for the smallest loss."""
+
+    coefficients: tuple[float, ...]
+    threshold: float
+
+
+@dataclass(frozen=True)
 class CheckpointFacts:
     """What is known of one published checkpoint without its files.
 
@@ -73,7 +81,8 @@ class PipelineFacts:
     the reference's own rule: a function from its width and height to those of the result; `fitted_image` is -1 where
     it is the last picture's. `fits_one_side`: with one of both given, the other is still the picture's by that rule, as
     `height or calculated_height` in diffusers; elsewhere it is the default. `sampling` and `extra` add to the family's.
-    `packages` it imports beyond difftool's own, each with the line that installs it.
+    `packages` it imports beyond difftool's own, each with the line that installs it. `teacache` is what is published
+    for it, None where nothing is that was fitted to what its `CachePlan` judges by.
     """
 
     makes: Makes
@@ -91,6 +100,7 @@ class PipelineFacts:
     sampling: Mapping[str, object] = field(default_factory=dict)
     extra: Mapping[str, type] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    teacache: TeaCacheFit | None = None
 
     def image_counts(self, configs: Configs) -> tuple[int, int]:
         """How many condition pictures a checkpoint of these configs takes, at least and at most."""

@@ -6,17 +6,18 @@ same steps are reused whether the branches share a batch, follow each other or h
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from difftool.acceleration.library import INSTALL, is_installed, load_dbcache
 from difftool.acceleration.plans import CachePlan
-from difftool.facts import Applied, Refused
+from difftool.facts import Applied, Refused, TeaCacheFit
 from difftool.parallel.mesh import Mesh
 from difftool.parallel.plans import SequencePlan
 from difftool.planning.step_masks import is_masked
+from difftool.planning.teacache import tea_settings, unpublished
 from difftool.report.reuse import CacheUse, DenoiserUse
 
 SECOND = "transformer_2"  # the denoiser that `cache.secondary` is for
@@ -155,8 +156,10 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
     return sum(counters, Counter[str]())
 
 
-def resolve(spec: Mapping[str, Any], plan: CachePlan | None, mesh: Mesh) -> Applied | Refused | None:
-    """`spec` is the recipe's `cache` section; None where it asks for no cache."""
+def resolve(
+    spec: Mapping[str, Any], plan: CachePlan | None, mesh: Mesh, published: TeaCacheFit | None
+) -> Applied | Refused | None:
+    """`spec` is the recipe's `cache` section, `published` TeaCache's fit; None where it asks for no cache."""
     backend = spec["backend"]
     if backend == "none":
         return None
@@ -168,18 +171,9 @@ def resolve(spec: Mapping[str, Any], plan: CachePlan | None, mesh: Mesh) -> Appl
         return Refused(f"cache.backend={backend}: replicas share weights and would skip unlike blocks; use hsdp=none")
     if backend == "dbcache":
         return Applied(_shown(spec))
-    unknown = [key for key, value in _tea(spec, plan).items() if value == "auto"]
-    if unknown:
-        keys = " and ".join(f"cache.teacache.{key}" for key in unknown)
-        return Refused(f"{keys}: nothing is published for this pipeline; give what `difftool calibrate` finds")
-    return Applied({"backend": backend, **_tea(spec, plan)})
-
-
-def _tea(spec: Mapping[str, Any], plan: CachePlan) -> dict[str, Any]:
-    """TeaCache's threshold and coefficients, those that are published for `auto`."""
-    published = asdict(plan.teacache) if plan.teacache is not None else {}
-    asked = {key: spec["teacache"][key] for key in ("threshold", "coefficients")}
-    return {key: published.get(key, value) if value == "auto" else value for key, value in asked.items()}
+    if why := unpublished(spec, published):
+        return Refused(why)
+    return Applied({"backend": backend, **tea_settings(spec, published)})
 
 
 def _shown(spec: Mapping[str, Any]) -> dict[str, object]:
@@ -200,6 +194,7 @@ def apply(
     plan: CachePlan,
     mesh: Mesh,
     sequence: SequencePlan | None,
+    published: TeaCacheFit | None,
 ) -> StepCache:
     """Gives each denoiser, by component name, a cache. Before its tokens are dealt to ranks: the blocks do that.
 
@@ -208,10 +203,9 @@ def apply(
     if spec["backend"] == "teacache":
         from difftool.acceleration.teacache import InputCache
 
-        return StepCache(
-            denoisers,
-            {name: InputCache(each, plan, **_tea(spec, plan), line=mesh.replica) for name, each in denoisers.items()},
-        )
+        tea = tea_settings(spec, published)
+        made = {name: InputCache(each, plan, **tea, line=mesh.replica) for name, each in denoisers.items()}
+        return StepCache(denoisers, made)
     make, own_part = load_dbcache(), _cut(mesh, sequence)
     caches = {
         name: make(module, plan.blocks, settings_of(spec, name), line=mesh.replica, own_part=own_part, name=name)

@@ -15,24 +15,33 @@ from difftool.acceleration.waiting import Store, open_store
 from difftool.components.loaded import Components
 from difftool.errors import PlanError
 from difftool.facts import ELEMENT, Applied, Refused
-from difftool.planning.budget import BudgetPlan, choose, fixed, shortfall
+from difftool.planning.budget import Barred, BudgetPlan, choose, fixed, shortfall
 from difftool.platforms.base import Platform
 
 
 def resolve(
-    spec: Mapping[str, str | Mapping[str, Any]], budget: BudgetPlan | None, precisions: Mapping[str, object]
+    spec: Mapping[str, str | Mapping[str, Any]],
+    budget: BudgetPlan | None,
+    precisions: Mapping[str, object],
+    *,
+    barred: Barred,
 ) -> Applied | Refused | None:
     """`spec` by stage role -> Applied with the mode of every role whose weights are ever away; None where none are.
 
     `auto` is none or, with a `budget`, the first of the ladder that keeps within it, at the `precisions` of components.
+    What a role is `barred` from is refused.
     """
     asked = fixed(spec)
     if budget is not None:
-        chosen = choose(budget, asked, {name: ELEMENT[str(value)] for name, value in precisions.items()})
+        elements = {name: ELEMENT[str(value)] for name, value in precisions.items()}
+        chosen = choose(budget, asked, elements, barred=barred)
         if chosen is None:
-            return Refused(shortfall(budget, asked))
+            return Refused(shortfall(budget, asked, barred=barred))
         asked = chosen
     away = {role: mode for role, mode in asked.items() if mode["name"] not in ("auto", "none")}
+    for role, mode in away.items():
+        if why := barred.get(role, {}).get(mode["name"]):
+            return Refused(f"stages.{role}.offload={mode['name']} does not go with {why}; use one of them")
     return Applied(away) if away else None
 
 

@@ -13,18 +13,8 @@ Makes = Literal["image", "image, text", "text, image"]
 class CachePlan:
     """`blocks` are the module lists that run one after the other in a forward, each with what its blocks make: what
     a list adds to its input in one step may stand for what it would add in the next ones. `attention` is the module of
-    a block of the first list that is given its modulated input. `teacache` is what is published for it, None where
-    nothing is that was fitted to that input.
+    a block of the first list that is given its modulated input.
     """
 
     blocks: Mapping[str, Makes]
     attention: str
-    teacache: "Published | None" = None
-
-
-@dataclass(frozen=True)
-class Published:
-    """TeaCache's polynomial, highest power first, and the threshold that its authors give for the smallest loss."""
-
-    coefficients: tuple[float, ...]
-    threshold: float

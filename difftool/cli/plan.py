@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     arguments: RecipeArguments, *, resolved: ResolvedFlag = False, quiet: QuietFlag = False, as_json: JsonFlag = False
 ) -> None:
-    """Check and resolve a recipe and print what would run; exit code 3 for what this version cannot run yet."""
+    """Check and resolve a recipe and print what would run; what is refused ends with the exit code of a run."""
     from difftool.cli.prepare import plan_for, print_plan, print_refusals, print_resolved
 
     if resolved and as_json:

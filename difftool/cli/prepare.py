@@ -11,7 +11,7 @@ import typer
 from difftool.cli.options import RecipeArguments
 from difftool.cli.sglang import cache_variables_warning
 from difftool.cli.usage import UsageError
-from difftool.errors import OutputError, PlanError, Problem, RecipeError
+from difftool.errors import OutputError, Problem, RecipeError
 from difftool.launch.outside import check_fit, check_world
 from difftool.launch.records import PERF_FILE
 from difftool.launch.resume import check_same_work, find_run, recorded_plan
@@ -145,7 +145,7 @@ def _names_a_file(output: str) -> bool:
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:
-    """Leaves with exit code 3 after what cannot run."""
+    """Leaves, after what cannot run, with the exit code of a run of it."""
     from difftool.planning.render import render_plan
 
     print(plan.model_dump_json(by_alias=True) + "\n" if as_json else render_plan(plan), end="")
@@ -166,8 +166,8 @@ def print_refusals(plan: Plan) -> None:
 
 
 def _leave_if_refused(plan: Plan) -> None:
-    if plan.refused:
-        raise typer.Exit(PlanError.exit_code)
+    if plan.exit_code:
+        raise typer.Exit(plan.exit_code)
 
 
 def check_target(path: Path, option: str = "--perf-dump-path", name: str = "perf.json") -> None:

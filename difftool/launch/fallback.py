@@ -4,14 +4,14 @@ Only what changes no output is tried, in the order of the ladder of `memory.budg
 recipe asks for by name. The run is taken up as with `--resume`: what is made stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from difftool.errors import OutOfMemoryError
+from difftool.errors import DifftoolError, OutOfMemoryError, PlanError, RecipeError
 from difftool.launch.failure import WorkerReport
 from difftool.launch.resume import take_up
 from difftool.launch.supervise import RunResult
-from difftool.planning.budget import fixed, further
+from difftool.planning.budget import Barred, Modes, barred_by, choose, fixed, further
 from difftool.planning.make import make_plan
 from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import Choice, Plan
@@ -42,13 +42,37 @@ def run_to_the_end(
 
 
 def next_plan(plan: Plan, error: OutOfMemoryError) -> Plan | None:
-    """The same items with the next rung of the ladder; None where there is none."""
-    modes = fixed({role: stage["offload"] for role, stage in plan.stages.items()})
-    free = {role: mode for role, mode in modes.items() if mode["name"] == "auto" or _came_from_us(plan, role)}
+    """The same items with the next rung of the ladder that the rest of the recipe allows; None where there is none."""
     cause = error.__cause__
-    steps = further(free, cause.event.stage if isinstance(cause, WorkerReport) else None)
-    if steps is None:
-        return None
+    stage = cause.event.stage if isinstance(cause, WorkerReport) else None
+    barred, free = barred_by(plan.stages), _free(plan, barred_by(plan.stages))
+    while (found := further(free, stage, barred=barred)) is not None:
+        # what a budget has sent away stays so, or another might come back for what goes now
+        steps = {role: mode["name"] for role, mode in free.items() if mode["name"] not in ("auto", "none")}
+        steps |= found
+        try:
+            return _replanned(plan, steps, error)
+        except (RecipeError, PlanError) as refusal:
+            refused = _refused(refusal, steps)
+            free = {role: mode for role, mode in free.items() if role not in refused}
+    return None
+
+
+def _free(plan: Plan, barred: Barred) -> Modes:
+    """Where the weights are of the roles whose offload nobody asked for by name."""
+    asked = fixed({role: stage["offload"] for role, stage in plan.stages.items()})
+    now = (choose(plan.budget, asked, {}, barred=barred) if plan.budget is not None else None) or asked
+    return {role: now[role] for role, mode in asked.items() if mode["name"] == "auto" or _came_from_us(plan, role)}
+
+
+def _refused(refusal: DifftoolError, steps: Mapping[str, str]) -> Collection[str]:
+    """The roles that a refusal is about, as far as it says so."""
+    keys = [problem.key for problem in refusal.problems] if isinstance(refusal, RecipeError) else []
+    return [role for role in steps if any(key.startswith(f"stages.{role}.") for key in keys)] or steps
+
+
+def _replanned(plan: Plan, steps: Mapping[str, str], error: OutOfMemoryError) -> Plan:
+    """The same items with these names for the offload of some roles."""
     changes = [Override(f"stages.{role}.offload", name, WHO) for role, name in steps.items()]
     again = make_plan(load_recipe(plan.recipe, changes), run=RunOptions(output_dir=plan.output.dir, recorded=plan))
     kept = {choice.key: choice for choice in plan.choices if _is_ours(choice)}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -10,11 +11,12 @@ from difftool.acceleration import attention, loras, offload
 from difftool.acceleration.attention.video import Video
 from difftool.acceleration.cache import StepCache
 from difftool.acceleration.residence import NOWHERE, Residence
-from difftool.components.load import load_components
+from difftool.components.load import component_class, load_components
 from difftool.components.loaded import Components
 from difftool.components.locate import locate, locate_components, locate_sources
 from difftool.components.lora import LoraSet
 from difftool.components.replaced import Place
+from difftool.components.schedulers import check_config
 from difftool.components.sources import own_readers
 from difftool.facts import Applied
 from difftool.parallel import shard
@@ -99,6 +101,7 @@ def _native(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: M
     resolve_all(site)
     beat = partial(notify, "heartbeat")
     folder = locate(model, (*names, *optional), beat, sources=config.weight_sources)
+    _check_schedules(plan, folder)
     replaced = locate_components(model, folder, beat)
     sources = locate_sources(config.weight_sources, beat)
     dealt = {"encoders": site.encoder_ranks, "device": device}
@@ -135,6 +138,7 @@ def _native(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: M
 def _foreign(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: Mesh) -> Assembled:
     """A pipeline of diffusers as it is, with what can be set on its parts."""
     folder = locate(plan.model, ANY_COMPONENT, lambda: notify("heartbeat"))
+    _check_schedules(plan, folder)
     roles = roles_of(folder)
     site = Site(plan, platform, mesh, roles, notify, root=folder)
     resolved = resolve_all(site)
@@ -147,6 +151,13 @@ def _foreign(plan: Plan, platform: Platform, notify: Callable[..., None], mesh: 
     )
     pipeline = ForeignPipeline(pipe, roles, plan.model.diffusers_kwargs)
     return _assembled(None, pipeline, pipeline.components, apply_all(site, pipeline.components, resolved))
+
+
+def _check_schedules(plan: Plan, folder: Path) -> None:
+    """Raises RecipeError for a setting that the checkpoint's scheduler has not."""
+    for schedule in (item.sampling.get("scheduler") or {} for item in plan.items):
+        if schedule.get("config"):
+            check_config(component_class(folder, "scheduler"), schedule)
 
 
 def _assembled(

@@ -20,6 +20,7 @@ from difftool.parallel import shard
 from difftool.parallel.mesh import Mesh
 from difftool.parallel.plans import SequencePlan
 from difftool.pipeline.config import PipelineConfig
+from difftool.planning.budget import barred_by
 from difftool.planning.compiling import PAYS_FROM, steps_of
 from difftool.planning.plan import Plan
 from difftool.platforms.base import Platform
@@ -196,8 +197,8 @@ def _decode(work: Work) -> Made:
 
 
 def _cache(site: Site, resolved: Resolved) -> Applied | Refused | None:
-    plan = site.config.cache if site.config is not None else None
-    return cache.resolve(site.plan.recipe["cache"], plan, site.mesh)
+    plan, published = (site.config.cache, site.config.pipeline.teacache) if site.config is not None else (None, None)
+    return cache.resolve(site.plan.recipe["cache"], plan, site.mesh, published)
 
 
 def _reuse(work: Work) -> Made:
@@ -205,7 +206,8 @@ def _reuse(work: Work) -> Made:
     assert site.config is not None and site.config.cache is not None
     named = {name: getattr(work.components, name) for name in site.roles["denoising"]}
     denoisers = {name: module for name, module in named.items() if module is not None}
-    made = cache.apply(denoisers, site.plan.recipe["cache"], site.config.cache, site.mesh, site.sequence)
+    given = (site.plan.recipe["cache"], site.config.cache, site.mesh, site.sequence, site.config.pipeline.teacache)
+    made = cache.apply(denoisers, *given)
     return Made(work.resolved["cache"], made)
 
 
@@ -236,7 +238,8 @@ def _compile(work: Work) -> Made:
 
 
 def _offload(site: Site, resolved: Resolved) -> Applied | Refused | None:
-    return offload.resolve(site.asked("offload"), site.plan.budget, resolved["precision"].detail)
+    plan, precisions = site.plan, resolved["precision"].detail
+    return offload.resolve(site.asked("offload"), plan.budget, precisions, barred=barred_by(plan.stages))
 
 
 def _send_away(work: Work) -> Made:

@@ -8,6 +8,7 @@ from difftool.planning.tree import ancestors, leaves
 from difftool.recipe.schema import Recipe
 
 ANY = None
+
 OFF = ("auto", "none")
 
 ELSEWHERE = {"sweep": "only `difftool bench` runs it, an arm for each point; sweep=null leaves it out"}
@@ -36,7 +37,7 @@ AVAILABLE: Mapping[str, tuple[object, ...] | None] = {
     "stages.denoising.quantization": ANY,
     "stages.denoising.compile": ANY,
     "stages.denoising.offload": ANY,
-    "stages.denoising.kernels": OFF,
+    "stages.denoising.kernels": ("auto",),
     "stages.decoding.precision": ANY,
     "stages.decoding.tiling": ANY,  # limited to what the VAE has, by the worker
     "stages.decoding.slicing": ANY,

@@ -1,7 +1,7 @@
 """What of a recipe's `cache` section cannot hold for these items, and what it means for them, before anything runs."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +10,7 @@ from difftool.planning.checkpoint import Checkpoint
 from difftool.planning.plan import Choice, Item
 from difftool.planning.prediction import anatomy_of
 from difftool.planning.step_masks import FEWEST_STEPS, is_masked, step_mask
+from difftool.planning.teacache import unpublished
 from difftool.planning.tree import at, leaves
 from difftool.recipe.schema import CacheSpec
 
@@ -18,10 +19,12 @@ SHARED = ("backend", "min_hit_rate")  # settings of every backend
 BACKEND, SCM, STEPS = "cache.backend", "cache.scm", "sampling.num_inference_steps"
 
 
-def check_cache(cache: Mapping[str, Any], checkpoint: Checkpoint, items: Sequence[Item]) -> list[Problem]:
-    """Every problem; none without a cache."""
+def check_cache(
+    cache: Mapping[str, Any], checkpoint: Checkpoint, items: Sequence[Item], given: Collection[str]
+) -> list[Problem]:
+    """Every problem. `given` are the keys that the recipe gives: where `backend` is none by name, all else waits."""
     if cache["backend"] == "none":
-        return []
+        return [] if BACKEND in given else list(_check_unused(cache))
     found = [*_check_keys(cache), *_check_model(cache, checkpoint, items)]
     for item in items:
         found += _check_item(cache, checkpoint, item.sampling)
@@ -84,11 +87,21 @@ def _check_keys(cache: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("cache.taylorseer.order", message)
 
 
+def _check_unused(cache: Mapping[str, Any]) -> Iterator[Problem]:
+    """Settings of a cache that there is none of."""
+    default = CacheSpec().model_dump(mode="json")
+    for name, value in leaves(cache):
+        if value != at(default, name):
+            yield Problem(f"cache.{name}", f"cache.{name}: {BACKEND} is none; set dbcache or teacache")
+
+
 def _check_model(cache: Mapping[str, Any], checkpoint: Checkpoint, items: Sequence[Item]) -> Iterator[Problem]:
     backend = cache["backend"]
     if checkpoint.model.backend == "diffusers":
         message = f"{BACKEND}={backend}: diffusers runs {checkpoint.model.pipeline_class} by itself; use none"
         yield Problem(BACKEND, message)
+    elif backend == TEACACHE and (why := unpublished(cache, checkpoint.pipeline.teacache)):
+        yield Problem("cache.teacache", why)
     computed, longest = cache["fn_compute_blocks"] + cache["bn_compute_blocks"], _longest_list(checkpoint, items)
     if backend == "dbcache" and longest is not None and computed >= longest:
         message = f"{BACKEND}={backend}: {computed} blocks of every list always run, and the longest has {longest}"

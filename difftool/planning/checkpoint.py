@@ -104,9 +104,12 @@ def _find(
     known = _known(model_id or path, code)
     if model_id is not None and known is None:
         raise RecipeError([Problem("model.id", f"model.id: no known model is named {model_id!r}{_nearest(model_id)}")])
+    folder = Path(path).expanduser()
+    if revision is not None and (path.startswith(BUILTIN) or folder.is_dir()):
+        message = f"model.revision: it is for a hub repository, and {path} is on this disk; leave it out"
+        raise RecipeError([Problem("model.revision", message)])
     if path.startswith(BUILTIN):
         return _from_folder(path, _builtin_folder(path), None, known, runs)
-    folder = Path(path).expanduser()
     if folder.is_dir():
         return _from_folder(path, folder.resolve(), None, known, runs)
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or os.sep != "/" and os.sep in path:

@@ -15,7 +15,9 @@ def steps_of(items: Iterable[Item], repeats: int) -> int:
 
 
 def compile_choice(resolved: Mapping[str, Any], items: Iterable[Item], *, native: bool) -> tuple[Choice, ...]:
-    """What `auto` means for the denoiser."""
+    """What `auto` means for the denoiser. To compile, or not, a session would have to load its model anew: the steps of
+    its first request decide for all.
+    """
     if resolved["stages"]["denoising"]["compile"] != "auto":
         return ()
     steps, device = steps_of(items, resolved["perf"]["repeats"]), resolved["launch"]["device"]
@@ -23,4 +25,4 @@ def compile_choice(resolved: Mapping[str, Any], items: Iterable[Item], *, native
     if native and steps >= PAYS_FROM and device in ("auto", "cuda"):
         value = "regional" if device == "cuda" else "cuda: regional, else none"
         reason = f"{steps} denoising steps pay for it"
-    return (Choice(key="stages.denoising.compile", value=value, reason=reason),)
+    return (Choice(key="stages.denoising.compile", value=value, reason=f"{reason}; a session keeps its first choice"),)

@@ -2,7 +2,7 @@
 kernel of attention cannot do to `difftool.attention`, which chooses by it too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,11 @@ from difftool.planning.plan import Degrees
 from difftool.planning.tree import at, word_of
 
 ROLES = ("text_encoding", "image_encoding", "denoising", "decoding")
+
+
+def sees(components: Collection[str]) -> bool:
+    """Whether a pipeline of these components has an image encoder."""
+    return any(name.startswith("image_encoder") for name in components)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Situation:
     def replica(self) -> int:
         """How many ranks make an item together."""
         return self.degrees.num_gpus // self.degrees.dp
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether there is no image encoder."""
+        return self.backend == "native" and not sees(self.components)
 
     def get(self, key: str) -> Any:
         """A recipe value by its dotted key."""
@@ -114,14 +124,15 @@ CONFLICTS = (
         )
         for key in (*(f"stages.{role}.offload" for role in ROLES), "memory.budget")
     ),
-    Conflict(
-        "stages.image_encoding.precision",
-        lambda s: (
-            s.get("stages.image_encoding.precision") != "auto"
-            and s.backend == "native"
-            and not any(name.startswith("image_encoder") for name in s.components)
-        ),
-        "stages.image_encoding.precision={value}: this model has no image encoder; leave it out",
+    *(
+        Conflict(
+            f"stages.image_encoding.{key}",
+            lambda s, key=key: (  # type: ignore[misc]
+                word_of(s.get(f"stages.image_encoding.{key}")) not in ("auto", "none") and s.is_blind
+            ),
+            f"stages.image_encoding.{key}={{value}}: this model has no image encoder; leave it out",
+        )
+        for key in ("precision", "offload")
     ),
     Conflict(
         "stages.denoising.offload",

@@ -5,7 +5,7 @@ from typing import Any
 
 from difftool.errors import Problem
 from difftool.facts import ELEMENT
-from difftool.planning.budget import Modes, choose, fixed, shortfall
+from difftool.planning.budget import Modes, barred_by, choose, fixed, shortfall
 from difftool.planning.checkpoint import Checkpoint, checkpoint_folder
 from difftool.planning.links import RATES, WITHIN
 from difftool.planning.memory import precision_of, role_of
@@ -42,8 +42,7 @@ def plan_budget(
         message = f"{KEY}: the size of {', '.join(unknown)} is not known; `difftool models fetch` brings the files"
         return [Problem(KEY, message)]
     holdings = tuple(
-        _holding(name, weight or 0, checkpoint, largest, values[0], recipe)
-        for name, weight in rank.weights.items()
+        _holding(name, weight or 0, checkpoint, largest, values[0], recipe) for name, weight in rank.weights.items()
     )
     activations = max(each.activations for each in largest.ranks)
     return BudgetPlan(bytes=parse_bytes(size), holdings=holdings, activations=activations)
@@ -51,15 +50,14 @@ def plan_budget(
 
 def unfit(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> str | None:
     """Why nothing keeps within the budget, at the precisions that are planned for; None where something does."""
-    if budget is None or choose(budget, asked := _asked(recipe), {}) is not None:
+    if budget is None or _chosen(budget, recipe) is not None:
         return None
-    return shortfall(budget, asked)
+    return shortfall(budget, _asked(recipe), barred=barred_by(recipe["stages"]))
 
 
 def budget_choices(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> tuple[Choice, ...]:
     """What `auto` will come to, at the precisions that are planned for."""
-    asked = _asked(recipe)
-    chosen = choose(budget, asked, {}) if budget is not None else None
+    asked, chosen = _asked(recipe), _chosen(budget, recipe)
     if budget is None or chosen is None:
         return ()
     roles = {each.role for each in budget.holdings}
@@ -80,8 +78,7 @@ def streaming(
     budget: BudgetPlan | None,
 ) -> Streaming | None:
     """What comes for a step of a denoiser whose blocks are streamed; None where none are, and on a CPU."""
-    asked = _asked(recipe)
-    mode = ((choose(budget, asked, {}) if budget is not None else None) or asked)["denoising"]
+    mode = (_chosen(budget, recipe) or _asked(recipe))["denoising"]
     if mode["name"] != "layerwise" or recipe["launch"]["device"] == "cpu":
         return None
     weight = prediction.ranks[0].weights["transformer"] or 0
@@ -99,6 +96,11 @@ def streaming(
 
 def _asked(recipe: Mapping[str, Any]) -> Modes:
     return fixed({role: stage["offload"] for role, stage in recipe["stages"].items()})
+
+
+def _chosen(budget: BudgetPlan | None, recipe: Mapping[str, Any]) -> Modes | None:
+    """What keeps within the budget at the precisions that are planned for; None without one, or where nothing does."""
+    return choose(budget, _asked(recipe), {}, barred=barred_by(recipe["stages"])) if budget is not None else None
 
 
 def _shown(mode: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from difftool.planning.compiling import compile_choice
 from difftool.planning.components import base_of, replace_components
 from difftool.planning.conflicts import Situation, check_conflicts
 from difftool.planning.degrees import Asked, solve
+from difftool.planning.every_stage import of_its_stages
 from difftool.planning.foreign import check_foreign
 from difftool.planning.holdings import budget_choices, plan_budget, streaming, unfit
 from difftool.planning.items import Items, draw, draw_seeds, make_items
@@ -64,6 +65,9 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         checkpoint = _checkpoint(recipe["model"])
     except RecipeError as error:
         raise _located([*missing, *error.problems], loaded) from None
+    components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
+    loaded = of_its_stages(loaded, components)
+    recipe["stages"] = loaded.recipe.stages.model_dump(mode="json", by_alias=True)
     drawn = run.recorded.recipe["sampling"] if run.recorded is not None else {}
     recipe["sampling"]["seed"] = draw(recipe["sampling"]["seed"], drawn.get("seed"))
     entries = draw_seeds(_entries(recipe["sampling"], loaded), drawn.get("prompts") or ())
@@ -78,10 +82,9 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         problems, loras = [*problems, *error.problems], ()
     degrees = _degrees(counted(recipe), checkpoint, items.shared.values)
     if isinstance(degrees, Degrees):
-        components = (*checkpoint.pipeline.components, *checkpoint.pipeline.optional)
         problems += check_conflicts(Situation(recipe, degrees, checkpoint.model.backend, components))
         problems += check_attention(recipe["stages"]["denoising"]["attention"], checkpoint, degrees, items.items)
-        problems += check_cache(recipe["cache"], checkpoint, items.items)
+        problems += check_cache(recipe["cache"], checkpoint, items.items, loaded.provenance)
         problems += check_sharing(degrees, items.items, checkpoint.family)
         problems += check_launch(recipe, degrees, keep_going=run.keep_going)
         budget = plan_budget(checkpoint, degrees, [item.sampling for item in items.items] or [_first(items)], recipe)
@@ -102,9 +105,15 @@ def make_plan(loaded: Loaded, *, run: RunOptions) -> Plan:
         raise PlanError(why)
     plan = _plan(resolved, checkpoint, items, degrees, run, loras, _provenance(resolved, items, loaded), budget)
     quality = _quality(loaded, plan)
-    refused = (*(str(problem) for problem in _located(missing, loaded).problems), *filter(None, [why]))
     prediction = _prediction(checkpoint, degrees, _first(items), resolved, budget) if run.preview else None
-    return plan.model_copy(update={"refused": refused, "prediction": prediction, "quality": quality})
+    told = _refusal(_located(missing, loaded).problems, why)
+    return plan.model_copy(update={**told, "prediction": prediction, "quality": quality})
+
+
+def _refusal(missing: Sequence[Problem], unfit: str | None) -> dict[str, object]:
+    """Of a preview: why it cannot run, and the exit code that a run ends with for it."""
+    code = RecipeError.exit_code if missing else PlanError.exit_code if unfit is not None else 0
+    return {"refused": (*map(str, missing), *filter(None, [unfit])), "exit_code": code}
 
 
 def _prediction(

@@ -305,6 +305,7 @@ class Plan(Frozen):
     nodes: Nodes | None = None  # None: this machine alone
     choices: tuple[Choice, ...]
     refused: tuple[str, ...] = ()  # of a preview: why it cannot run
+    exit_code: int = 0  # of a preview: what a run that is refused for it ends with
     prediction: Prediction | None = None  # of a preview
     recipe: Mapping[str, Any]
     provenance: Mapping[str, str]

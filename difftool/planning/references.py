@@ -19,6 +19,7 @@ FOLDER = ".difftool/references"  # below output.dir, beside the records of the r
 SUFFIXES = (".npz", ".png")  # what holds every pixel as it was made; raw values first
 VERSIONS = ("difftool", "torch", "diffusers")  # what can change a picture
 OF_THIS_RUN = ("quality", "sweep", "perf", "output")  # what a reference is not made with
+BY_NAME = {"cache.backend": "none"}  # what is set for it waits only where it is none by name
 WITHOUT, DIR = "quality.reference.without", "quality.reference.dir"
 SHOWN = 3
 
@@ -42,7 +43,7 @@ def quality_problems(quality: Mapping[str, Any], made: str) -> list[Problem]:
 
 def without_keys(keys: Sequence[str]) -> list[Override]:
     """What puts these recipe keys, and what only concerns the run itself, back to their defaults."""
-    return [Override(key, None, f"{WITHOUT} {key}") for key in (*keys, *OF_THIS_RUN)]
+    return [Override(key, BY_NAME.get(key), f"{WITHOUT} {key}") for key in (*keys, *OF_THIS_RUN)]
 
 
 def plan_quality(plan: Plan, reference: Callable[[], Plan]) -> QualityPlan:

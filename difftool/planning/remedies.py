@@ -9,6 +9,7 @@ from difftool.planning.tree import word_of
 
 LOAD = "load"  # beside the stages: while weights load
 WEIGHTS = (LOAD, "denoising")
+LARGE = ("text_encoding", "denoising", "decoding")  # most models have no image encoder, and it is small
 PRECISIONS = {
     "text_encoding": "--text-encoder-precisions",
     "denoising": "--dit-precision",
@@ -28,7 +29,7 @@ class Remedy:
 REMEDIES = (
     Remedy(
         (LOAD, *ROLES),
-        lambda plan, device: _native(plan) and any(_stays(plan, role) for role in ROLES),
+        lambda plan, device: _native(plan) and any(_stays(plan, role) for role in LARGE),
         "--enable-cpu-offload, which sends the weights of every stage away while others run",
     ),
     Remedy(

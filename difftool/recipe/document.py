@@ -268,4 +268,4 @@ def _bad_character(text: str, position: int, source: str) -> RecipeError:
     before = text[:position]
     mark = Mark(source, before.count("\n") + 1, position - before.rfind("\n"))
     code = f"{ord(text[position]):04x}"
-    return refuse(mark, f"the control character U+{code} is not allowed; write \"\\u{code}\" in double quotes")
+    return refuse(mark, f'the control character U+{code} is not allowed; write "\\u{code}" in double quotes')

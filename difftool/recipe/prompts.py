@@ -103,7 +103,7 @@ def _parse(line: str) -> object:
 
     value = json.loads(line, object_pairs_hook=unique, parse_constant=finite)
     if not isinstance(value, dict):
-        raise ValueError("write {\"prompt\": \"…\"} on each line")
+        raise ValueError('write {"prompt": "…"} on each line')
     return value
 
 
@@ -118,9 +118,7 @@ def _entry(node: Node, folder: Path, faults: list[Fault]) -> dict[str, Any] | No
     return entry.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _with_unique_ids(
-    marked: Sequence[tuple[Mark, str, dict[str, Any]]], faults: list[Fault]
-) -> list[dict[str, Any]]:
+def _with_unique_ids(marked: Sequence[tuple[Mark, str, dict[str, Any]]], faults: list[Fault]) -> list[dict[str, Any]]:
     first: dict[str, str] = {}
     for mark, key, entry in marked:
         identity = entry.get("id")

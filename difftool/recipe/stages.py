@@ -186,7 +186,9 @@ class Denoising(Section):
     quantization: Quantization = Field(default_factory=Quantization, description="of the transformer")
     compile: Compile = Field(default="auto", description="regional compiles one block once, full the whole transformer")
     offload: Offload = Field(default_factory=Offload, description="where the transformer waits")
-    kernels: Literal["auto", "none"] = Field(default="auto", description="difftool's own fused kernels")
+    kernels: Literal["auto", "none"] = Field(
+        default="auto", description="difftool's own fused kernels, of which there are none yet"
+    )
 
 
 class Decoding(Section):
@@ -198,6 +200,16 @@ class Decoding(Section):
     parallel: Literal["auto", "none", "tiled"] = Field(default="auto", description="tiled deals the tiles to all ranks")
     offload: Offload = Field(default_factory=Offload, description="where the VAE waits")
     compile: Compile = Field(default="none", description="torch.compile of the VAE")
+
+    @model_validator(mode="after")
+    def _sizes_need_tiles(self) -> "Decoding":
+        sizes = [key for key in Tiling.model_fields if key != "name" and getattr(self.tiling, key) is not None]
+        on = self.tiling.name == "on" or (self.tiling.name == "auto" and self.parallel == "tiled")
+        if sizes and not on:
+            raise problem(
+                f"tiling has {' and '.join(sizes)}, and its name is {self.tiling.name}; set that to on (--vae-tiling)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_decoder_is_no_row_of_blocks(self) -> "Decoding":

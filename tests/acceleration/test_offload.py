@@ -13,7 +13,7 @@ from difftool.acceleration.waiting import DiskBytes, open_store
 from difftool.components.loaded import Components
 from difftool.components.lora import Active, LoraSet
 from difftool.errors import OutputError, PlanError
-from difftool.facts import Applied
+from difftool.facts import Applied, Refused
 from difftool.platforms.base import current
 
 
@@ -318,3 +318,11 @@ def test_weights_of_a_mapped_file_come_to_a_gpu_as_well_aligned_as_new_ones(give
     with away.visit(["transformer"]):
         assert torch.equal(model(given.cuda()), plain.cuda()(given.cuda()))
     assert len(found) == 10 and all(found) and not any(pointer % ALIGNED for pointer in found)
+
+
+def test_a_placement_that_another_setting_bars_is_refused():
+    barred = {"denoising": {"layerwise": "stages.denoising.compile=full"}}
+    refused = offload.resolve({"denoising": "layerwise"}, None, {}, barred=barred)
+    why = "stages.denoising.offload=layerwise does not go with stages.denoising.compile=full; use one of them"
+    assert refused == Refused(why)
+    assert offload.resolve({"denoising": "module"}, None, {}, barred=barred).detail == {"denoising": {"name": "module"}}

@@ -59,16 +59,16 @@ def test_a_quiet_plan_tells_by_its_exit_code_and_only_what_is_wrong(difftool):
     asked = ("plan", "builtin:shapes-image", "-p", "x", "--quiet")
     assert astuple(difftool(*asked)) == (0, "", "")
     refused = "--set serve.port=8000: error: serve.port=8000: not available yet\n"
-    assert astuple(difftool(*asked, "--set", "serve.port=8000")) == (3, "", refused)
+    assert astuple(difftool(*asked, "--set", "serve.port=8000")) == (2, "", refused)
     for other in ("--json", "--resolved"):
         answer = difftool(*asked, other)
         assert answer.code == 2 and answer.err.startswith(f"error: --quiet and {other} exclude each other\n")
 
 
-def test_what_cannot_run_yet_is_said_after_the_plan_with_exit_code_3(difftool):
+def test_what_cannot_run_yet_is_said_after_the_plan_with_the_exit_code_of_a_run(difftool):
     arguments = ("builtin:shapes-image", "-p", "x", "--set", "serve.port=8000")
     answer = difftool("plan", *arguments)
-    assert answer.code == 3 and answer.err == ""
+    assert answer.code == 2 and answer.err == ""
     assert answer.out.endswith(
         "\n\nrefused: this plan cannot run\n  --set serve.port=8000: error: serve.port=8000: not available yet\n"
     )
@@ -76,8 +76,10 @@ def test_what_cannot_run_yet_is_said_after_the_plan_with_exit_code_3(difftool):
     assert json.loads(difftool("plan", *arguments, "--json").out)["refused"] == [
         "--set serve.port=8000: error: serve.port=8000: not available yet"
     ]
-    assert difftool("plan", *arguments, "--resolved").code == 3
+    assert difftool("plan", *arguments, "--resolved").code == 2
     assert difftool("generate", *arguments).code == 2
+    flux = ("black-forest-labs/FLUX.1-dev", "-p", "x", "--memory-budget", "1GiB")
+    assert [difftool(command, *flux).code for command in ("plan", "generate")] == [3, 3]
 
 
 def test_a_plan_that_can_run_ends_with_0(difftool):

@@ -36,7 +36,7 @@ def cached(assembled, spec, mesh=ALONE):
     config = assembled.config
     named = {name: getattr(assembled.components, name) for name in config.roles["denoising"]}
     present = {name: module for name, module in named.items() if module is not None}
-    caches = cache.apply(present, spec, config.cache, mesh, config.sequence)
+    caches = cache.apply(present, spec, config.cache, mesh, config.sequence, config.pipeline.teacache)
     try:
         yield caches
     finally:

@@ -192,8 +192,9 @@ def test_a_measuring_teacache_tells_how_the_output_changed():
     ],
 )
 def test_what_is_published_holds_for_the_pipelines_that_it_was_fitted_to(case, asked, outcome):
-    plan = assemble_case(case).config.cache
-    found = cache.resolve(spec_of(backend="teacache", teacache=asked), plan, ALONE)
+    config = assemble_case(case).config
+    spec = spec_of(backend="teacache", teacache=asked)
+    found = cache.resolve(spec, config.cache, ALONE, config.pipeline.teacache)
     if isinstance(outcome, str):
         assert found.reason.startswith(outcome) and "difftool calibrate" in found.reason
     else:

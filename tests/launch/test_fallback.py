@@ -9,6 +9,8 @@ from launch.conftest import STANDIN
 
 from difftool import launch
 from difftool.errors import OutOfMemoryError, RecipeError
+from difftool.launch.events import Error
+from difftool.launch.failure import WorkerReport
 from difftool.launch.fallback import next_plan
 from difftool.planning.make import make_plan
 from difftool.planning.outputs import RunOptions
@@ -16,7 +18,7 @@ from difftool.planning.plan import Plan
 from difftool.recipe.load import load_recipe
 
 OUT = "a card ran out of memory (denoising, item blue)"
-ENCODERS = "stages.text_encoding.offload=after_use, stages.image_encoding.offload=after_use"
+ENCODERS = "stages.text_encoding.offload=after_use"
 SHAPES = {"model": "builtin:shapes-image", "launch": {"on_oom": "fallback", "device": "cpu"}}
 
 
@@ -80,8 +82,60 @@ def test_without_it_the_run_ends(run, tmp_path):
 
 def test_the_last_rung_is_the_end(tmp_path):
     every = {role: {"offload": "layerwise"} for role in ("text_encoding", "denoising")}
-    every |= {role: {"offload": "after_use"} for role in ("image_encoding", "decoding")}
+    every |= {"decoding": {"offload": "after_use"}}
     assert next_plan(plan(tmp_path, stages=every), OutOfMemoryError("out")) is None
+
+
+GPUS = {"num_gpus": 2, "ulysses": 2}
+FLUX = {"path": "black-forest-labs/FLUX.1-dev"}
+REST = [  # what the rest of a recipe says, and every rung that is left
+    ({"stages": {"text_encoding": {"tp": 2}}, "parallel": GPUS}, ["decoding=after_use", "denoising=layerwise"]),
+    ({"model": {**FLUX, "backend": "diffusers"}}, []),
+    ({"stages": {"denoising": {"compile": "full"}}}, ["text_encoding=after_use", "decoding=after_use"]),
+    (
+        {"parallel": {"num_gpus": 2, "hsdp": "all"}},
+        ["text_encoding=after_use", "decoding=after_use"],
+    ),
+]
+
+
+def out_of_memory(stage):
+    error = OutOfMemoryError("out")
+    error.__cause__ = WorkerReport(Error(kind="OutOfMemoryError", exit_code=5, message="out", stage=stage))
+    return error
+
+
+def rungs(asked, stage):
+    """What each further start does, until the error stands."""
+    found = []
+    while (more := next_plan(asked, out_of_memory(stage))) is not None:
+        changed = [role for role, its in more.stages.items() if its["offload"] != asked.stages[role]["offload"]]
+        found += [f"{role}={more.stages[role]['offload']}" for role in changed]
+        asked = more
+    return found
+
+
+@pytest.mark.parametrize(("sections", "expected"), REST)
+def test_what_the_rest_of_the_recipe_refuses_is_not_tried(tmp_path, sections, expected):
+    assert rungs(plan(tmp_path, **sections), "denoising") == expected
+
+
+def test_a_budget_that_has_all_weights_away_leaves_nothing_to_try(tmp_path):
+    asked = plan(tmp_path, memory={"budget": "6000KiB"})
+    assert [next_plan(asked, out_of_memory(stage)) for stage in ("denoising", "decoding")] == [None] * 2
+
+
+def test_a_run_within_a_budget_goes_on_from_what_that_has_sent_away(tmp_path):
+    more = next_plan(plan(tmp_path, memory={"budget": "12000KiB"}), out_of_memory("denoising"))
+    assert [stage["offload"] for stage in more.stages.values()] == ["after_use", "auto", "layerwise", "after_use"]
+    more = next_plan(plan(tmp_path, memory={"budget": "10000KiB"}), out_of_memory("denoising"))
+    assert more.stages["denoising"]["offload"] == "layerwise"  # two blocks of it stayed
+
+
+def test_what_a_budget_refuses_is_not_tried(tmp_path):
+    # its encoder fits alone, and not beside what of a streamed denoiser stays
+    asked = plan(tmp_path, model="Lightricks/LTX-Video", memory={"budget": "18200MiB"}, output={"name": "{id}"})
+    assert next_plan(asked, out_of_memory("denoising")) is None
 
 
 def test_it_cannot_be_had_where_a_run_goes_on_without_what_failed(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from difftool.errors import PlanError, RecipeError
-from difftool.planning.budget import choose, fixed, further, ladder, peak, shortfall
+from difftool.planning.budget import barred_by, choose, fixed, further, ladder, peak, shortfall
 from difftool.planning.make import make_plan
 from difftool.planning.outputs import RunOptions
 from difftool.planning.plan import BudgetPlan, Holding
@@ -20,14 +20,15 @@ HELD = (
     Holding(name="vae", role="decoding", bytes=8, element=4),
 )
 ACTIVATIONS = 7
+NOTHING = {}
 
 
 def names(modes):
     return {role: mode["name"] for role, mode in modes.items() if mode["name"] not in ("none", "auto")}
 
 
-def chosen(size, asked=AUTO, held=HELD, **elements):
-    return choose(BudgetPlan(bytes=size, holdings=held, activations=ACTIVATIONS), asked, elements)
+def chosen(size, asked=AUTO, held=HELD, barred=NOTHING, **elements):
+    return choose(BudgetPlan(bytes=size, holdings=held, activations=ACTIVATIONS), asked, elements, barred=barred)
 
 
 ENCODERS = {"text_encoding": "after_use", "image_encoding": "after_use"}
@@ -73,7 +74,7 @@ def test_what_is_asked_for_by_name_stays_so():
     modes = chosen(118, asked)  # 45 + 20, 10 outside of blocks, four of 9, and 7
     assert chosen(117, asked) is None
     assert (modes["text_encoding"]["name"], modes["denoising"]) == ("none", {"name": "layerwise", "prefetch": 3})
-    assert all(each["text_encoding"]["name"] == "none" for each in ladder(asked))
+    assert all(each["text_encoding"]["name"] == "none" for each in ladder(asked, NOTHING))
 
 
 def test_of_two_denoisers_one_at_a_time_is_counted():
@@ -87,23 +88,42 @@ def test_a_component_counts_in_the_precision_it_will_have():
 
 
 def test_a_shortfall_is_told_with_what_each_component_takes():
-    said = shortfall(BudgetPlan(bytes=2**20, holdings=HELD, activations=7), AUTO)
+    said = shortfall(BudgetPlan(bytes=2**20, holdings=HELD, activations=7), AUTO, barred=NOTHING)
     assert said.startswith("memory.budget=1.00 MiB: no placement of weights keeps within it; these take, while they ")
     assert "use a larger budget, a smaller precision, or quantization" in said
 
 
 def test_where_memory_runs_out_the_next_rung_that_helps_there_is_taken():
-    assert further(AUTO, "denoising") == ENCODERS
-    assert further(AUTO, None) == ENCODERS
+    assert further(AUTO, "denoising", barred=NOTHING) == ENCODERS
+    assert further(AUTO, None, barred=NOTHING) == ENCODERS
     # that encoders leave does not help them: what else does goes along
-    assert further(AUTO, "text_encoding") == {**ENCODERS, "decoding": "after_use"}
+    assert further(AUTO, "text_encoding", barred=NOTHING) == {**ENCODERS, "decoding": "after_use"}
     now = fixed({**ENCODERS, "decoding": "after_use", "denoising": "none"})
-    assert further(now, "decoding") == {"denoising": "module"}
-    assert further(now, "denoising") == {"denoising": "layerwise"}
+    assert further(now, "decoding", barred=NOTHING) == {"denoising": "module"}
+    assert further(now, "denoising", barred=NOTHING) == {"denoising": "layerwise"}
     now = fixed({**ENCODERS, "denoising": "layerwise"})
-    assert further(now, "text_encoding") == {"text_encoding": "layerwise"}
-    assert further(fixed({"denoising": "layerwise", "text_encoding": "layerwise"}), "denoising") is None
-    assert further({}, "denoising") is None
+    assert further(now, "text_encoding", barred=NOTHING) == {"text_encoding": "layerwise"}
+    assert further(fixed({"denoising": "layerwise", "text_encoding": "layerwise"}), "denoising", barred=NOTHING) is None
+    assert further({}, "denoising", barred=NOTHING) is None
+
+
+def test_no_rung_takes_a_stage_where_its_other_settings_bar_it_from():
+    stages = {role: {"compile": "none", "tp": 1} for role in ROLES}
+    assert barred_by(stages) == NOTHING
+    full = barred_by({**stages, "denoising": {"compile": "full"}})
+    assert chosen(106, barred=full) is None and names(chosen(107, barred=full))["denoising"] == "module"
+    assert further(fixed({**ENCODERS, "decoding": "after_use"}), "denoising", barred=full) is None
+    parts = barred_by({**stages, "text_encoding": {"tp": 2, "compile": "full"}})
+    assert "text_encoding" not in names(chosen(140, barred=parts)) and chosen(74, barred=parts) is None
+    assert further(AUTO, "denoising", barred=parts) == {"image_encoding": "after_use", "decoding": "after_use"}
+    said = shortfall(BudgetPlan(bytes=2**20, holdings=HELD, activations=7), AUTO, barred=full)
+    assert "beside stages.denoising.compile=full fewer weights can be away; use a larger budget" in said
+
+
+def test_of_streamed_blocks_that_stay_none_stays_where_memory_runs_out():
+    now = {"denoising": {"name": "layerwise", "resident_blocks": 3}}
+    assert further(now, "denoising", barred=NOTHING) == further(now, "decoding", barred=NOTHING) == names(now)
+    assert further({"denoising": {"name": "layerwise"}}, "denoising", barred=NOTHING) is None
 
 
 def plan(model="black-forest-labs/FLUX.1-dev", run=None, **sections):
@@ -126,6 +146,16 @@ def test_a_plan_says_what_a_budget_comes_to_from_facts_alone():
     }
     found = offloads(plan(memory={"budget": "16GiB"}, stages={"decoding": {"offload": "none"}}))
     assert found["denoising"].startswith("layerwise, ") and "decoding" not in found
+
+
+def test_a_budget_streams_nothing_that_is_compiled_as_a_whole_or_split():
+    whole = {"denoising": {"compile": "full"}}
+    assert offloads(plan(memory={"budget": "24GiB"}, stages=whole))["denoising"] == "module"
+    with pytest.raises(PlanError, match="beside stages.denoising.compile=full fewer weights can be away"):
+        plan(memory={"budget": "16GiB"}, stages=whole)
+    split = {"parallel": {"num_gpus": 2, "ulysses": 2}, "stages": {"text_encoding": {"tp": 2}}}
+    found = offloads(plan(memory={"budget": "24GiB"}, **split))
+    assert (found["text_encoding"], found["denoising"]) == ("none", "layerwise, 28 blocks stay")
 
 
 def test_a_plan_without_a_prompt_says_it_too():

@@ -7,7 +7,8 @@ from difftool.planning import caching
 from difftool.planning.make import make_plan
 from difftool.planning.outputs import RunOptions
 from difftool.planning.render import render_plan
-from difftool.recipe.load import load_recipe
+from difftool.recipe.flags import flag_overrides
+from difftool.recipe.load import lay_over, load_recipe
 
 SHAPES, SD3 = "builtin:shapes-image", "stabilityai/stable-diffusion-3.5-medium"
 WAN22 = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
@@ -80,6 +81,27 @@ def test_teacache_is_a_backend_of_its_own_with_settings_of_its_own():
     assert plan(backend="teacache", teacache={"threshold": 0.3, "coefficients": [1, 0]}, steps=4).items
 
 
+QWEN = "Qwen/Qwen-Image"
+UNPUBLISHED = ": nothing is published for this pipeline; give what `difftool calibrate` finds"
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "keys"),
+    [
+        (QWEN, {}, "cache.teacache.threshold and cache.teacache.coefficients"),
+        (QWEN, {"threshold": 0.3}, "cache.teacache.coefficients"),
+        ("builtin:shapes-video", {}, "cache.teacache.threshold and cache.teacache.coefficients"),
+        ("black-forest-labs/FLUX.1-Kontext-dev", {"coefficients": [1, 0]}, "cache.teacache.threshold"),
+    ],
+)
+def test_teacache_without_what_is_published_wants_what_calibrate_finds(model, asked, keys):
+    with pytest.raises(RecipeError) as error:
+        plan(model, backend="teacache", teacache=asked)
+    assert [problem.message for problem in error.value.problems] == [keys + UNPUBLISHED]
+    found = {"threshold": 0.3, "coefficients": [1, 0]}
+    assert plan(model, backend="teacache", teacache=found).recipe["cache"]["teacache"] == found
+
+
 @pytest.mark.parametrize(
     ("asked", "key"),
     [
@@ -119,6 +141,18 @@ def test_a_cache_that_is_off_asks_for_nothing():
     sections = {"cache": {"backend": "none", "scm": {"preset": "fast"}}, "sampling": {"prompt": "x"}}
     made = make_plan(load_recipe({"model": SHAPES, **sections}), run=RunOptions())
     assert not [choice for choice in made.choices if choice.key.startswith("cache")]
+
+
+def test_settings_of_a_cache_that_nobody_turned_on_are_refused():
+    sections = {"cache": {"residual_diff_threshold": 0.1, "scm": {"preset": "fast"}}, "sampling": {"prompt": "x"}}
+    loaded = load_recipe({"model": SHAPES, **sections})
+    with pytest.raises(RecipeError) as error:
+        make_plan(loaded, run=RunOptions())
+    keys = "cache.residual_diff_threshold", "cache.scm.preset"
+    said = [f"{key}: cache.backend is none; set dbcache or teacache" for key in keys]
+    assert [problem.message for problem in error.value.problems] == said
+    off = make_plan(lay_over(loaded, flag_overrides({"--cache-backend": "none"})), run=RunOptions())
+    assert make_plan(load_recipe(off.recipe), run=RunOptions()).recipe["cache"] == off.recipe["cache"]
 
 
 def test_a_pipeline_that_diffusers_runs_has_no_cache():

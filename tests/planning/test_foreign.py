@@ -86,7 +86,7 @@ def test_code_of_a_checkpoint_runs_only_at_a_pinned_commit():
     only = "model.trust_remote_code: only for a hub id with model.revision pinned to a commit of 40 hex digits"
     assert problems({**pinned, "revision": "main"}) == [only]
     assert problems({**pinned, "revision": None}) == [only]
-    assert problems({**pinned, "path": "builtin:shapes-image"})[0].startswith(
+    assert problems({**pinned, "path": "builtin:shapes-image", "revision": None})[0].startswith(
         "model.trust_remote_code: FluxPipeline runs natively"
     )
 

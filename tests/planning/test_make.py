@@ -35,6 +35,31 @@ def sampling(**values):
     return {"prompt": "x", **values}
 
 
+def test_a_revision_of_what_is_on_this_disk_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    for path in (SHAPES, str(tmp_path)):
+        message = f"model.revision: it is for a hub repository, and {path} is on this disk; leave it out"
+        assert problems({"path": path, "revision": "abc"}) == [message]
+    assert plan({"path": DEV, "revision": "abc"}).model.revision == "abc"
+
+
+@pytest.mark.parametrize(
+    ("repeats", "value", "why"),
+    [
+        (1, "none", "28 denoising steps: compiling pays on CUDA, from 1000 on; a session keeps its first choice"),
+        (36, "regional", "1008 denoising steps pay for it; a session keeps its first choice"),
+    ],
+)
+def test_the_plan_says_whether_a_run_is_compiled_and_that_a_session_keeps_it(repeats, value, why):
+    choices = plan(DEV, perf={"repeats": repeats}, launch={"device": "cuda"}).choices
+    assert [(c.value, c.reason) for c in choices if c.key == "stages.denoising.compile"] == [(value, why)]
+
+
+def test_kernels_of_our_own_are_not_available_yet():
+    message = "stages.denoising.kernels=none: not available yet; use auto"
+    assert problems(stages={"denoising": {"kernels": "none"}}) == [message]
+
+
 def test_a_checkpoint_s_own_defaults_win_over_the_family_s():
     values = plan().items[0].sampling
     assert (values["height"], values["num_inference_steps"], values["true_cfg_scale"]) == (64, 20, 2.5)

@@ -56,6 +56,12 @@ def test_a_section_may_be_left_out_whole():
     assert made.quality.recipe["stages"] == plan().recipe["stages"]
 
 
+def test_a_cache_may_be_left_out_by_its_backend_alone():
+    quality = {"tier": "lossy", "reference": {"without": ["cache.backend"]}}
+    made = plan(quality=quality, cache={"backend": "dbcache", "residual_diff_threshold": 0.1})
+    assert made.quality.recipe["cache"]["backend"] == "none"
+
+
 def test_random_seeds_are_those_that_the_run_drew():
     made = plan(quality=WITHOUT_BF16, sampling={"seed": "random"})
     assert made.quality.recipe["sampling"]["seed"] == made.items[0].seed

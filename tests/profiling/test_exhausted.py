@@ -78,7 +78,7 @@ def test_other_errors_are_left_as_they_are():
 
 AWAY, STREAM, SHARED = "--enable-cpu-offload", "--enable-layerwise-offload", "--num-gpus N --use-hsdp"
 INT8 = "--set stages.denoising.quantization=int8"
-EVERY = {role: {"offload": "after_use"} for role in ("text_encoding", "image_encoding", "denoising", "decoding")}
+EVERY = {role: {"offload": "after_use"} for role in ("text_encoding", "denoising", "decoding")}
 CASES = [
     (DEV, {}, "load", "cuda", [AWAY, STREAM, SHARED, INT8]),
     (DEV, {"parallel": {"num_gpus": 2, "hsdp": "all"}}, "load", "cuda", [AWAY, INT8]),

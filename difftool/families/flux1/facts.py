@@ -8,7 +8,7 @@ which takes the size of the result from the picture, and the stock pipeline, whi
 from collections.abc import Mapping
 from typing import Any
 
-from difftool.facts import AXES, CheckpointFacts, Configs, FamilyFacts, PipelineFacts
+from difftool.facts import AXES, CheckpointFacts, Configs, FamilyFacts, PipelineFacts, TeaCacheFit
 
 TRANSFORMER = {
     "num_layers": 19,
@@ -66,12 +66,17 @@ def refuses(values: Mapping[str, Any], configs: Configs) -> Mapping[str, str]:
     return {key: f"{key}: it is about the input picture, and there is none; give one with --image"} if idle else {}
 
 
+# source: TeaCache4FLUX of the TeaCache repository, for FLUX.1-dev
+TEACACHE = TeaCacheFit((4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401, 2.64230861e-01), 0.25)
 FACTS = FamilyFacts(
     name="flux1",
     title="FLUX.1",
     pipelines={
         "FluxPipeline": PipelineFacts(
-            makes="image", model="difftool.families.flux1.model:Flux1Config", components=COMPONENTS
+            makes="image",
+            model="difftool.families.flux1.model:Flux1Config",
+            components=COMPONENTS,
+            teacache=TEACACHE,  # and not of Kontext: it was fitted without a picture
         ),
         "FluxKontextPipeline": PipelineFacts(
             makes="image",

@@ -7,7 +7,6 @@ whose arithmetic this follows bit for bit.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +142,6 @@ class KontextConfig(Flux1Config, PictureLatents):
     """FLUX.1-Kontext-dev: FLUX.1 that may read a picture, whose tokens follow those of the noise."""
 
     pipeline_class = holder = "FluxKontextPipeline"
-    cache = replace(CACHE, teacache=None)  # what is published was fitted without a picture
 
     def stages(self) -> list[PipelineStage]:
         return standard_ti2i_stages(self)

@@ -4,7 +4,7 @@ Sources: the class defaults of diffusers' HunyuanVideoTransformer3DModel, which 
 `HunyuanVideoPipeline.__call__`; for FastHunyuan FastVideo's sampling parameters (6 steps, time shift 17).
 """
 
-from difftool.facts import AXES, CheckpointFacts, FamilyFacts, PipelineFacts
+from difftool.facts import AXES, CheckpointFacts, FamilyFacts, PipelineFacts, TeaCacheFit
 
 TRANSFORMER = {
     "num_layers": 20,
@@ -22,6 +22,8 @@ TRANSFORMER = {
 }
 LICENSE = "Tencent Hunyuan Community"
 
+# source: TeaCache4HunyuanVideo of the TeaCache repository
+TEACACHE = TeaCacheFit((7.33226126e02, -4.01131952e02, 6.75869174e01, -3.14987800, 9.61237896e-02), 0.1)
 FACTS = FamilyFacts(
     name="hunyuanvideo",
     title="HunyuanVideo",
@@ -29,6 +31,7 @@ FACTS = FamilyFacts(
         "HunyuanVideoPipeline": PipelineFacts(
             makes="video",
             model="difftool.families.hunyuanvideo.model:HunyuanVideoConfig",
+            teacache=TEACACHE,
             components=(
                 "scheduler",
                 "text_encoder",

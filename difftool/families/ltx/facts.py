@@ -7,7 +7,7 @@ VAE; defaults of `LTXPipeline.__call__`; the negative prompt is that of the mode
 from collections.abc import Mapping
 from typing import Any
 
-from difftool.facts import AXES, CheckpointFacts, Configs, FamilyFacts, PipelineFacts
+from difftool.facts import AXES, CheckpointFacts, Configs, FamilyFacts, PipelineFacts, TeaCacheFit
 
 PIPELINE = "LTXPipeline"
 DECODE = ("decode_timestep", "decode_noise_scale")
@@ -28,6 +28,8 @@ def refuses(values: Mapping[str, Any], configs: Configs) -> dict[str, str]:
     return {name: f"{name}: this checkpoint's VAE has no timestep_conditioning and ignores it" for name in names}
 
 
+# source: TeaCache4LTX-Video of the TeaCache repository
+TEACACHE = TeaCacheFit((2.14700694e01, -1.28016453e01, 2.31279151, 7.92487521e-01, 9.69274326e-03), 0.03)
 FACTS = FamilyFacts(
     name="ltx",
     title="LTX-Video",
@@ -38,6 +40,7 @@ FACTS = FamilyFacts(
             components=("scheduler", "text_encoder", "tokenizer", "transformer", "vae"),
             images=(0, 1),
             fits_image=True,
+            teacache=TEACACHE,
         ),
     },
     checkpoints=(

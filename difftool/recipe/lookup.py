@@ -14,6 +14,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 FILE_SUFFIXES = (*RECIPE_SUFFIXES, ".safetensors", *(f".{name}" for name in MEDIA))  # what ends so is meant as a file
 PROMPT = "a prompt goes in -p"
+SHIPPED = "difftool recipes list names the recipes that ship, difftool models the models"
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -36,14 +37,14 @@ def resolve_source(text: str) -> Path | Mapping[str, object]:
     if text.startswith("builtin:"):
         return {"model": text}
     if path.suffix.lower() in FILE_SUFFIXES:
-        raise RecipeError(f"no such file: {text!r}", hint=_near(path, recipes))
+        raise RecipeError(f"no such file: {text!r}", hint=_near(path, recipes) or SHIPPED)
     if HUB_ID.fullmatch(text):
         return {"model": text}
     if any(space in text for space in " \t\n"):
         raise RecipeError(f"{text!r} is no recipe, file or model", hint=PROMPT)
     near = _near(path, recipes)
     if "/" in text:
-        raise RecipeError(f"no such file or folder: {text!r}", hint=near)
+        raise RecipeError(f"no such file or folder: {text!r}", hint=near or SHIPPED)
     raise RecipeError(f"no file, built-in recipe or model is called {text!r}", hint=f"{near or ''} {PROMPT}".lstrip())
 
 

@@ -9,6 +9,7 @@ from difftool.errors import RecipeError
 from difftool.recipe import load as load_module
 from difftool.recipe import lookup
 from difftool.recipe.load import Override, load_recipe, parse_set
+from difftool.recipe.lookup import SHIPPED
 from difftool.recipe.schema import ComponentSpec
 
 
@@ -381,9 +382,9 @@ def test_a_mistyped_name_gets_the_nearest_ones_and_only_what_is_no_file_where_a_
         ),
         "a red circle": ("'a red circle' is no recipe, file or model", "a prompt goes in -p"),
         "a red and/or blue ring": ("'a red and/or blue ring' is no recipe, file or model", "a prompt goes in -p"),
-        "my red circle.png": ("no such file: 'my red circle.png'", None),
-        "cfg/red.png": ("no such file: 'cfg/red.png'", None),
-        "cfg/wan/one": ("no such file or folder: 'cfg/wan/one'", None),
+        "my red circle.png": ("no such file: 'my red circle.png'", SHIPPED),
+        "cfg/red.png": ("no such file: 'cfg/red.png'", SHIPPED),
+        "cfg/wan/one": ("no such file or folder: 'cfg/wan/one'", SHIPPED),
         "ltx-vid": (
             "no file, built-in recipe or model is called 'ltx-vid'",
             "did you mean ltx-video? a prompt goes in -p",

@@ -133,15 +133,22 @@ if "difftool.worker" in sys.orig_argv and any(word.startswith("1:2:") for word i
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cause", "code", "words"),
+    ("cluster", "cause", "code", "words"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", 6, "rank 1 was killed by SIGKILL, likely out of host memory"),
         (
+            "namespaces",
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            6,
+            "rank 1 was killed by SIGKILL, likely out of host memory",
+        ),
+        (
+            "loopback",
             "raise ValueError('the rope broke')",
             1,
             "internal error: ValueError: the rope broke (rank 1, denoising, item 0)",
         ),
     ],
+    indirect=["cluster"],
 )
 def test_the_first_node_tells_what_failed_on_the_other(cluster, folder, cause, code, words):
     (folder / "sitecustomize.py").write_text(SABOTAGE.format(cause=cause))

@@ -31,11 +31,10 @@ if "difftool.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
 """
 KILLED = "error: rank 1 was killed by SIGKILL, likely out of host memory in denoising of item 0, after step 1 of 2000"
 STALLED = f"error: no progress for {STALL_S} s"
-CAUSES = {
+CAUSES = {  # a rank that is stopped is in launch/test_ranks.py
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", 6, [KILLED]),
     "raising": ("raise ValueError('the rope broke')", 1, ["ValueError: the rope broke (rank 1, denoising, item 0)"]),
     "hung": ("time.sleep(600)", 7, [f"{STALLED} in denoising of item 0, after step 1 of 2000", "in fail_there"]),
-    "stopped": ("os.kill(os.getpid(), signal.SIGSTOP)", 7, [f"{STALLED} in denoising", "no answer: the process"]),
     "late": ("time.sleep(600)", 7, [STALLED, "in fail_there"]),
 }
 

@@ -86,6 +86,7 @@ def test_a_batch_killed_five_times_ends_with_the_bytes_of_one_that_was_not(whole
     assert last == dict.fromkeys(range(len(PROMPTS)), "done")
 
 
+@pytest.mark.slow
 def test_damaged_and_deleted_files_are_made_again_and_others_left_alone(whole):
     before, out = media(whole), whole / "out"
     (out / "3.png").unlink()

@@ -284,6 +284,7 @@ def test_times_are_read_in_any_unit(text, seconds):
     assert read_time(text) == seconds
 
 
+@pytest.mark.slow
 def test_the_page_s_commands_run_and_its_sweep_is_one(bench, environment, tmp_path, monkeypatch):
     page = (TESTS.parent / "docs" / "bench.md").read_text()
     (sweep,) = re.findall(r"^```text\n(.*?)^```", page, re.M | re.S)

@@ -69,6 +69,7 @@ def test_a_request_that_is_wrong_is_refused_and_costs_nothing(session):
     assert session.generate(prompt="a red circle").perf.measure.load_ms == 0.0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_one_request_and_the_next_makes_the_same_pixels(session):
     before = session.generate(prompt="a red circle").images[0].tobytes()
     pid = session._worker._worker._process.pid

@@ -38,6 +38,7 @@ def replicas(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_replicas_make_the_files_of_one_byte_for_byte(replicas):
     made = media(replicas / "2")
     assert len(made) == 6 and made == media(replicas / "1")

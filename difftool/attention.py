@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,7 @@ class Strategy:
 
     def missing(self, layers: int, heads: int) -> str:
         """Which window it lacks for a denoiser of so many layers and heads; "" where it lacks none."""
-        wanted = [(s, la, h) for s in range(max(self.steps, 1)) for la in range(layers) for h in range(heads)]
+        wanted = product(range(max(self.steps, 1)), range(layers), range(heads))
         lacking = next((key for key in wanted if key not in self.sizes), None)
         if lacking is None:
             return ""

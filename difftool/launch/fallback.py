@@ -45,7 +45,8 @@ def next_plan(plan: Plan, error: OutOfMemoryError) -> Plan | None:
     """The same items with the next rung of the ladder that the rest of the recipe allows; None where there is none."""
     cause = error.__cause__
     stage = cause.event.stage if isinstance(cause, WorkerReport) else None
-    barred, free = barred_by(plan.stages), _free(plan, barred_by(plan.stages))
+    barred = barred_by(plan.stages)
+    free = _free(plan, barred)
     while (found := further(free, stage, barred=barred)) is not None:
         # what a budget has sent away stays so, or another might come back for what goes now
         steps = {role: mode["name"] for role, mode in free.items() if mode["name"] not in ("auto", "none")}

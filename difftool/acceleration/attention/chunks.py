@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from difftool.acceleration.attention.video import Grid
+from difftool.acceleration.attention.video import Grid, parts_of
 
 SIZE = 64  # places of a block, as those of VSA's cubes
 
@@ -35,8 +35,7 @@ class Chunks:
     @property
     def counts(self) -> Grid:
         """How many chunks, along each side."""
-        frames, rows, columns = (math.ceil(side / by) for side, by in zip(self.grid, self.chunk, strict=True))
-        return frames, rows, columns
+        return parts_of(self.grid, self.chunk)
 
     @cached_property
     def owner(self) -> Tensor:

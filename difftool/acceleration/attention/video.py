@@ -62,6 +62,12 @@ class Video:
         return told | ({"left_out": round(1 - visited / blocks, 4)} if blocks and self.tokens >= CLAIMED_FROM else {})
 
 
+def parts_of(grid: Grid, size: Grid) -> Grid:
+    """How many of a size, along each side of a grid; the last may be smaller."""
+    frames, rows, columns = (math.ceil(side / by) for side, by in zip(grid, size, strict=True))
+    return frames, rows, columns
+
+
 @dataclass(frozen=True)
 class Layout:
     """Tokens put tile by tile: frame-major in the grid, and so inside a tile; where it has gaps, they come last."""
@@ -79,8 +85,7 @@ class Layout:
     @property
     def tiles(self) -> Grid:
         """How many of them, along each side."""
-        frames, rows, columns = (math.ceil(side / by) for side, by in zip(self.grid, self.tile, strict=True))
-        return frames, rows, columns
+        return parts_of(self.grid, self.tile)
 
     @cached_property
     def blocks(self) -> int:
